@@ -1,0 +1,294 @@
+"""A masked language model in about 150 lines: a bidirectional Transformer in ModernBERT's layout.
+
+    ids -> embedding, norm -> [attention, gated MLP] x layers -> norm -> head -> logits over the vocabulary
+
+Pre-norm without biases, rotary positions, a gated MLP, embeddings shared with the output (Warner et al. 2024,
+arXiv 2412.13663; RoPE: Su et al. 2021, arXiv 2104.09864; gated MLP: Shazeer 2020, arXiv 2002.05202). Every weight
+has the name and the shape that stock ``ModernBertForMaskedLM`` gives it, so what is trained here opens in
+``transformers.AutoModelForMaskedLM`` with this package out of reach, with the same logits.
+
+What is different is where the weights *start* (``_init_weights``) and that ``masked_loss`` computes logits only
+where they are scored. What is left out: dropout, sliding-window attention, biases; a configuration that asks for
+one of them is refused, since leaving it out in silence would change the model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import ModernBertConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+
+from sslcourse.loss import mlm_loss_sum
+from sslcourse.masking import IGNORE
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+ROPE_THETA = 10_000.0
+
+
+class EncoderConfig(ModernBertConfig):
+    """A ModernBERT configuration with this course's sizes: full attention in every layer, special ids 0 to 4."""
+
+    vocab_size: int = 4096
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 2
+    hidden_activation: str = "silu"
+    max_position_embeddings: int = 512
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 2
+    eos_token_id: int | list[int] | None = 3
+    cls_token_id: int | None = 2
+    sep_token_id: int | None = 3
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.layer_types = self.layer_types or ["full_attention"] * self.num_hidden_layers
+        rope = {"rope_type": "default", "rope_theta": ROPE_THETA}
+        self.rope_parameters = self.rope_parameters or {"full_attention": rope, "sliding_attention": dict(rope)}
+        super().__post_init__(**kwargs)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; every token reads every token that ``mask`` allows."""
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.Wqkv = _linear(config.hidden_size, 3 * config.hidden_size, start=_by_width)
+        self.Wo = _linear(config.hidden_size, config.hidden_size, start=init.zeros_)
+
+    def forward(
+        self, x: Float[Tensor, "batch seq hidden"], rotary: tuple[Tensor, Tensor], mask: Bool[Tensor, "batch 1 q k"] | None
+    ) -> Float[Tensor, "batch seq hidden"]:
+        batch, seq, hidden = x.shape
+        query, key, value = self.Wqkv(x).view(batch, seq, 3, self.heads, -1).transpose(1, 3).unbind(2)
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.Wo(mixed.transpose(1, 2).reshape(batch, seq, hidden))
+
+
+class GatedMLP(nn.Module):
+    """Wo(activation(a) * b), where a and b are the two halves of Wi(x)."""
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__()
+        self.Wi = _linear(config.hidden_size, 2 * config.intermediate_size, start=_by_width)
+        self.act = ACT2FN[config.hidden_activation]
+        self.Wo = _linear(config.intermediate_size, config.hidden_size, start=init.zeros_)
+
+    def forward(self, x: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, "batch seq hidden"]:
+        activated, gate = self.Wi(x).chunk(2, dim=-1)
+        return self.Wo(self.act(activated) * gate)
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each normalised before and added after; layer 0 reads the embeddings' own norm."""
+
+    def __init__(self, config: ModernBertConfig, index: int) -> None:
+        super().__init__()
+        self.attn_norm = nn.Identity() if index == 0 else _norm(config)
+        self.attn = Attention(config)
+        self.mlp_norm = _norm(config)
+        self.mlp = GatedMLP(config)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), rotary, mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Embeddings(nn.Module):
+    """A row of the table for each id, normalised. Positions come later, as rotations."""
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__()
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.norm = _norm(config)
+
+    def forward(self, input_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq hidden"]:
+        return self.norm(self.tok_embeddings(input_ids))
+
+
+class Head(nn.Module):
+    """The last transformation before the scores: dense, activation, norm."""
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__()
+        self.dense = _linear(config.hidden_size, config.hidden_size, start=init.eye_)
+        self.act = ACT2FN[config.classifier_activation]
+        self.norm = _norm(config)
+
+    def forward(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
+        return self.norm(self.act(self.dense(x)))
+
+
+class _Pretrained(PreTrainedModel):
+    config_class = EncoderConfig
+    base_model_prefix = "model"
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The library's start, a normal distribution of standard deviation 0.02, unless a layer says otherwise.
+
+        0.02 suits a width of 768 and is far too small at 128: training then sits on the unigram plateau (lesson 03
+        measures it). So what reads the residual stream starts at its width's own scale, what writes to it starts at
+        zero, and each layer is the identity at first (Zhang et al. 2019, arXiv 1901.09321).
+        """
+        super()._init_weights(module)
+        if hasattr(module, "start"):
+            module.start(module.weight)
+
+
+class Encoder(_Pretrained):
+    """Ids in, one vector a position out."""
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__(config)
+        _refuse_what_is_left_out(config)
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
+        self.final_norm = _norm(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.tok_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.tok_embeddings = value
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+        **_: Any,
+    ) -> BaseModelOutput:
+        """``attention_mask`` is [batch, seq] (true where a token may be read) or [batch, 1, query, key], boolean."""
+        mask = attention_mask
+        if mask is not None:
+            mask = mask.bool() if mask.ndim == 4 else mask.bool()[:, None, None, :]
+        x = self.embeddings(input_ids)
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        theta = self.config.rope_parameters["full_attention"]["rope_theta"]
+        rotary = rotary_tables(position_ids, self.config.hidden_size // self.config.num_attention_heads, theta)
+        for layer in self.layers:
+            x = layer(x, rotary, mask)
+        return BaseModelOutput(last_hidden_state=self.final_norm(x))
+
+
+class EncoderForMaskedLM(_Pretrained):
+    """The encoder with a head that scores every token of the vocabulary."""
+
+    _tied_weights_keys = {"decoder.weight": "model.embeddings.tok_embeddings.weight"}  # noqa: RUF012 - the library's name
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__(config)
+        self.model = Encoder(config)
+        self.head = Head(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.decoder = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+        labels: Int[Tensor, "batch seq"] | None = None,
+        **_: Any,
+    ) -> MaskedLMOutput:
+        """Logits at every position, and the mean loss over the masked ones if there are labels."""
+        hidden = self.model(input_ids, attention_mask, position_ids).last_hidden_state
+        logits = self.decoder(self.head(hidden))
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+        return MaskedLMOutput(loss=loss, logits=logits)
+
+    def masked_loss(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        labels: Int[Tensor, "batch seq"],
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+    ) -> tuple[Float[Tensor, ""], int]:
+        """(sum of losses, number of masked positions), with logits computed at the masked positions only.
+
+        At 15 % masks the head and the decoder do 15 % of the work; the value is that of ``forward``.
+        """
+        hidden = self.model(input_ids, attention_mask, position_ids).last_hidden_state
+        where = (labels != IGNORE).flatten().nonzero().squeeze(1)
+        logits = self.decoder(self.head(hidden.flatten(0, 1)[where]))
+        return mlm_loss_sum(logits.float(), labels.flatten()[where])
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As in ``transformers``, under the stock class's name, so that nothing of this package is needed to load it."""
+        super().save_pretrained(save_directory, **kwargs)
+        path = Path(save_directory) / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["architectures"] = ["ModernBertForMaskedLM"]
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def rotary_tables(
+    position_ids: Int[Tensor, "batch seq"], head_size: int, theta: float = ROPE_THETA
+) -> tuple[Float[Tensor, "batch 1 seq head"], Float[Tensor, "batch 1 seq head"]]:
+    """Cosine and sine of every position's angles: position times theta^(-2i/head_size), i-th pair of coordinates."""
+    frequencies = theta ** -(torch.arange(0, head_size, 2, device=position_ids.device) / head_size)
+    angles = position_ids[:, None, :, None] * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Float[Tensor, "batch heads seq head"], cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + head/2}) by its position's angle; dot products then depend on distance alone."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+def _linear(inputs: int, outputs: int, start: Callable[[Tensor], Tensor]) -> nn.Linear:
+    """A linear map without bias that remembers how its weight starts; ``_init_weights`` calls ``start``."""
+    linear = nn.Linear(inputs, outputs, bias=False)
+    linear.start = start
+    return linear
+
+
+def _by_width(weight: Tensor) -> Tensor:
+    """Uniform in ±1/sqrt(inputs), PyTorch's own start for a linear layer (He et al. 2015, arXiv 1502.01852)."""
+    return init.kaiming_uniform_(weight, a=5**0.5)
+
+
+def _norm(config: ModernBertConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
+
+
+def _refuse_what_is_left_out(config: ModernBertConfig) -> None:
+    if config.hidden_size % config.num_attention_heads or config.hidden_size // config.num_attention_heads % 2:
+        raise ValueError(f"hidden_size={config.hidden_size} must split into num_attention_heads="
+                         f"{config.num_attention_heads} heads of an even size")
+    if set(config.layer_types) != {"full_attention"}:
+        raise ValueError(f"layer_types={config.layer_types} asks for sliding windows; this encoder has full attention only. "
+                         "Load the model with transformers.AutoModelForMaskedLM instead")
+    for name in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias", "attention_dropout", "mlp_dropout",
+                 "embedding_dropout"):
+        if getattr(config, name):
+            raise ValueError(f"{name}={getattr(config, name)} is not part of this encoder; set it to 0, or load the model "
+                             "with transformers.AutoModelForMaskedLM")
+    if not config.decoder_bias or not config.tie_word_embeddings:
+        raise ValueError("decoder_bias and tie_word_embeddings must stay true: the output shares the embeddings")
