@@ -15,8 +15,9 @@ one of them is refused, since leaving it out in silence would change the model.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,6 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
-from sslcourse.loss import mlm_loss_sum
 from sslcourse.masking import IGNORE
 
 if TYPE_CHECKING:
@@ -221,21 +221,28 @@ class EncoderForMaskedLM(_Pretrained):
             loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
         return MaskedLMOutput(loss=loss, logits=logits)
 
-    def masked_loss(
+    def masked_logits(
         self,
         input_ids: Int[Tensor, "batch seq"],
         labels: Int[Tensor, "batch seq"],
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
-    ) -> tuple[Float[Tensor, ""], int]:
-        """(sum of losses, number of masked positions), with logits computed at the masked positions only.
+    ) -> Float[Tensor, "masked vocab"]:
+        """Logits at the masked positions alone, in reading order, in fp32.
 
-        At 15 % masks the head and the decoder do 15 % of the work; the value is that of ``forward``.
+        At 15 % masks the head and the decoder do 15 % of the work; the values are those of ``forward``.
         """
         hidden = self.model(input_ids, attention_mask, position_ids).last_hidden_state
         where = (labels != IGNORE).flatten().nonzero().squeeze(1)
-        logits = self.decoder(self.head(hidden.flatten(0, 1)[where]))
-        return mlm_loss_sum(logits.float(), labels.flatten()[where])
+        return self.decoder(self.head(hidden.flatten(0, 1)[where])).float()
+
+    def masked_loss(
+        self, input_ids: Int[Tensor, "batch seq"], labels: Int[Tensor, "batch seq"], **inputs: Tensor
+    ) -> tuple[Float[Tensor, ""], int]:
+        """(sum of losses, number of masked positions), from ``masked_logits``."""
+        targets = labels[labels != IGNORE]
+        logits = self.masked_logits(input_ids, labels, **inputs)
+        return F.cross_entropy(logits, targets, reduction="sum"), len(targets)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """As in ``transformers``, under the stock class's name, so that nothing of this package is needed to load it."""

@@ -16,11 +16,13 @@ Labels hold the original id where a position is scored and ``IGNORE`` (-100) els
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Iterable, Sequence
+import random
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -82,7 +84,7 @@ def select_tokens(
     """Positions to score, each drawn independently with probability ``mask_rate``."""
     _check_rate("mask_rate", mask_rate)
     selected = _uniform(input_ids.shape, input_ids.device, generator) < mask_rate
-    return selected if special_tokens_mask is None else selected.logical_and_(special_tokens_mask.logical_not())
+    return selected if special_tokens_mask is None else selected.masked_fill_(special_tokens_mask.bool(), False)
 
 
 def corrupt(
@@ -100,24 +102,20 @@ def corrupt(
 
     Only the scored positions are touched, so the cost follows their number, not the batch's.
     """
-    _check_rate("mask_prob", mask_prob)
-    _check_rate("random_prob", random_prob)
-    if mask_prob + random_prob > 1 + 1e-9:  # 0.9 + 0.1 is a hair over 1 in floating point
-        raise ValueError(f"mask_prob={mask_prob} and random_prob={random_prob} sum to more than 1; lower one of them")
-
+    _check_corruption(mask_prob, random_prob)
     where = selected.reshape(-1).nonzero().squeeze(1)
-    originals = input_ids.reshape(-1)[where]
-    labels = torch.full_like(input_ids, IGNORE, memory_format=torch.contiguous_format)
-    labels.view(-1)[where] = originals
-
-    action = _uniform(where.shape, input_ids.device, generator)
-    replacement = torch.where(action < mask_prob, mask_token_id, originals)
-    drawn = (action >= mask_prob) & (action < mask_prob + random_prob)
+    originals = input_ids.reshape(-1).index_select(0, where)
+    action = _uniform(where.shape, input_ids.device, generator)  # under 0.8: [MASK]; to 0.9: random; else kept
+    replacement = originals
     if random_prob > 0:
-        ordinary = _random_ordinary(where.shape, vocab_size, mask_token_id, special_ids, input_ids.device, generator)
-        replacement = torch.where(drawn, ordinary.to(originals.dtype), replacement)
+        ordinary = _random_ordinary(originals, vocab_size, mask_token_id, special_ids, generator)
+        replacement = torch.where(action < mask_prob + random_prob, ordinary, originals)
+    replacement = replacement.masked_fill(action < mask_prob, mask_token_id)
+
     inputs = input_ids.clone(memory_format=torch.contiguous_format)
-    inputs.view(-1)[where] = replacement.to(inputs.dtype)
+    inputs.view(-1).index_copy_(0, where, replacement)
+    labels = torch.full_like(input_ids, IGNORE, memory_format=torch.contiguous_format)
+    labels.view(-1).index_copy_(0, where, originals)
     return inputs, labels
 
 
@@ -155,7 +153,7 @@ def select_spans(
     span crosses a special token.
     """
     _check_rate("mask_rate", mask_rate)
-    if mean_length < 1 or max_length < 1:
+    if not (mean_length >= 1 and max_length >= 1):  # written so that NaN is refused too
         raise ValueError(f"mean_length={mean_length} and max_length={max_length} must be at least 1")
     selected = torch.zeros_like(special_tokens_mask, dtype=torch.bool)
     length_is = (1 / mean_length) * (1 - 1 / mean_length) ** torch.arange(max_length, dtype=torch.float64)
@@ -179,7 +177,12 @@ class MaskedLMDataset(Dataset):
     The class that the source article sketched, made to work: its version asked the tokenizer for a key that does
     not exist, and masked nothing. ``dynamic=True`` draws new masks every time an item is read (Liu et al. 2019,
     RoBERTa, arXiv 1907.11692); ``dynamic=False`` gives each item the same masks for ever. Items are reproducible:
-    the masks of item ``i`` depend on ``(seed, i)`` and, if dynamic, on how often it was read before.
+    the masks of item ``i`` depend on ``(seed, i)`` and, if dynamic, on how often it was read before. In a
+    ``DataLoader`` with workers they depend on the worker's seed too, hence on ``torch.manual_seed``: each epoch
+    starts workers from a fresh copy of this object, which has forgotten what was read.
+
+    Raises:
+        ValueError: if ``texts`` is empty, a rate lies outside [0, 1], or the probabilities sum to over 1.
     """
 
     def __init__(
@@ -195,6 +198,9 @@ class MaskedLMDataset(Dataset):
         seed: int = 0,
     ) -> None:
         _check_rate("mask_rate", mask_rate)
+        _check_corruption(mask_prob, random_prob)
+        if not len(texts):
+            raise ValueError("texts is empty: there is nothing to mask")
         self.encodings = tokenizer(
             list(texts),
             truncation=True,
@@ -219,7 +225,9 @@ class MaskedLMDataset(Dataset):
 
     def __getitem__(self, item: int) -> dict[str, Int[Tensor, " seq"]]:
         item = range(len(self))[item]  # negative items count from the end; beyond it, IndexError
-        generator = torch.Generator().manual_seed(hash((self.seed, item, self.reads[item])) % 2**63)
+        worker = get_worker_info() if self.dynamic else None
+        key = (self.seed, item, self.reads[item], worker.seed if worker else None)
+        generator = torch.Generator().manual_seed(random.Random(repr(key)).getrandbits(63))
         self.reads[item] += self.dynamic
         inputs, labels = mask_tokens(
             self.encodings["input_ids"][item],
@@ -267,7 +275,7 @@ def isolation_mask(document_ids: Int[Tensor, "batch seq"]) -> Bool[Tensor, "batc
 
     Restarting ``position_ids`` at each document does *not* isolate packed documents; this mask does.
     """
-    return (document_ids[:, None, :, None] == document_ids[:, None, None, :])
+    return document_ids[:, None, :, None] == document_ids[:, None, None, :]
 
 
 def restart_positions(document_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
@@ -289,27 +297,34 @@ def _check_rate(name: str, value: float) -> None:
         raise ValueError(f"{name}={value} is not a probability; it must lie in [0, 1]")
 
 
+def _check_corruption(mask_prob: float, random_prob: float) -> None:
+    _check_rate("mask_prob", mask_prob)
+    _check_rate("random_prob", random_prob)
+    if mask_prob + random_prob > 1 + 1e-9:  # 0.7 + 0.2 + 0.1 is a hair over 1 in floating point
+        raise ValueError(f"mask_prob={mask_prob} and random_prob={random_prob} sum to more than 1; lower one of them")
+
+
 def _uniform(shape: Sequence[int], device: torch.device, generator: torch.Generator | None) -> Tensor:
     return torch.rand(tuple(shape), device=device, generator=generator)
 
 
 def _random_ordinary(
-    shape: Sequence[int],
+    originals: Int[Tensor, " scored"],
     vocab_size: int,
     mask_token_id: int,
     special_ids: Iterable[int] | None,
-    device: torch.device,
     generator: torch.Generator | None,
-) -> Tensor:
-    """Ids drawn uniformly from those that are not special."""
-    special = range(mask_token_id + 1) if special_ids is None else {mask_token_id, *special_ids}
-    special = sorted(token for token in special if 0 <= token < vocab_size)
-    count = vocab_size - len(special)
-    if count == 0:
+) -> Int[Tensor, " scored"]:
+    """For each original an id drawn uniformly from those that are not special."""
+    special = range(mask_token_id + 1) if special_ids is None else sorted({mask_token_id, *map(int, special_ids)})
+    special = [token for token in special if 0 <= token < vocab_size]
+    if len(special) == vocab_size:
         raise ValueError(f"all vocab_size={vocab_size} ids are special: none is left to draw; pass special_ids")
-    drawn = torch.randint(count, tuple(shape), device=device, generator=generator)
-    if special == list(range(len(special))):  # the usual layout: special ids first, so ordinary ids are one run
-        return drawn.add_(len(special))
-    for token in special:  # elsewhere: step over each special id, lowest first
+    first = len(special) if special == list(range(len(special))) else 0  # the usual layout: special ids come first
+    drawn = torch.randint(
+        first, first + vocab_size - len(special), originals.shape,
+        dtype=originals.dtype, device=originals.device, generator=generator,
+    )
+    for token in special if first == 0 else []:  # any other layout: step over each special id, lowest first
         drawn += drawn >= token
     return drawn

@@ -11,7 +11,7 @@ Source: Schuster and Nakajima 2012 (WordPiece); Devlin et al. 2019, arXiv 1810.0
 from __future__ import annotations
 
 from collections import Counter
-from typing import Iterable
+from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerFast
 
@@ -30,7 +30,7 @@ def train(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFa
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     if vocab_size <= len(SPECIAL_TOKENS):
-        raise ValueError(f"vocab_size={vocab_size} leaves no room beside {len(SPECIAL_TOKENS)} special tokens; try 4096")
+        raise ValueError(f"vocab_size={vocab_size} has no room beside {len(SPECIAL_TOKENS)} special tokens; try 4096")
     normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
     splitter = pre_tokenizers.BertPreTokenizer()
     words = Counter(

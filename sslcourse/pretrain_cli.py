@@ -1,0 +1,299 @@
+"""``python -m sslcourse pretrain --text ... --out DIR``: pretrain on anybody's own text.
+
+Bad input is found before anything is written and gets one line and exit status 2. What a run writes is in
+``DIR.partial`` until it is complete, so ``DIR`` is either absent or a whole model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+HELD_OUT = 0.05  # share of the documents that measures the loss
+WHAT = ".txt, .jsonl or .parquet file, or a folder of them"
+
+
+class UsageError(Exception):
+    """Something the user can put right; the message says what and how."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m sslcourse pretrain``."""
+    parser.add_argument("--text", nargs="+", required=True, metavar="FILE",
+                        help=f"{WHAT}; with SSLCOURSE_ONLINE=1 also the name of a data set on the Hugging Face hub")
+    parser.add_argument("--field", help="which field of .jsonl or column of .parquet holds the text (default: text)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the model; must not exist or be empty")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--minutes", type=_positive(float), metavar="M", help="training time (default: 5)")
+    budget.add_argument("--steps", type=_positive(int), metavar="N", help="number of updates; repeatable to the bit")
+    parser.add_argument("--vocab-size", type=_positive(int), default=4096)
+    parser.add_argument("--hidden-size", type=_positive(int), default=128)
+    parser.add_argument("--layers", type=_positive(int), default=3)
+    parser.add_argument("--sequence-length", type=_positive(int), default=128, help="tokens a row (default: 128)")
+    parser.add_argument("--batch-size", type=_positive(int), default=32, help="rows a step (default: 32)")
+    parser.add_argument("--learning-rate", type=_positive(float), help="default: chosen for the hidden size")
+    parser.add_argument("--mask-rate", type=_rate, default=0.15)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--evaluations", type=_positive(int), default=10, help="held-out losses shown (default: 10)")
+    parser.add_argument("--patience", type=_positive(int), help="stop after this many evaluations without a gain")
+    parser.add_argument("--tensorboard", metavar="DIR", help="write a TensorBoard log there")
+    parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of the same command")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the command; the exit status."""
+    try:
+        _run(arguments)
+    except (UsageError, ValueError) as error:
+        print(f"pretrain: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"pretrain: {error.strerror or error} ({error.filename or arguments.out})", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        partial = Path(f"{arguments.out}.partial")
+        kept = f"{partial} holds the last checkpoint; the same command with --resume goes on" if partial.exists() else \
+            "there was no checkpoint yet, and nothing is left behind"
+        print(f"pretrain: stopped; {kept}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    check_out(arguments.out)
+    texts = [text for path in arguments.text for text in read_texts(path, arguments.field)]
+    train, held_out = split(texts, arguments.seed, least=8 * arguments.sequence_length)
+
+    from sslcourse.pretraining import Recipe, pretrain  # torch is slow to import; a wrong path should not wait for it
+
+    heads = max(1, arguments.hidden_size // 64)
+    if arguments.hidden_size % (2 * heads):
+        raise UsageError(f"--hidden-size {arguments.hidden_size} does not split into {heads} heads of an even size; "
+                         f"try {max(64, round(arguments.hidden_size / 64) * 64)}")
+    recipe = Recipe(
+        vocab_size=arguments.vocab_size,
+        hidden_size=arguments.hidden_size,
+        intermediate_size=2 * arguments.hidden_size,
+        layers=arguments.layers,
+        heads=heads,
+        sequence_length=arguments.sequence_length,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate or default_learning_rate(arguments.hidden_size),
+        mask_rate=arguments.mask_rate,
+        seed=arguments.seed,
+    )
+    print(f"{len(texts):,} documents, {sum(map(len, texts)):,} characters; {len(held_out):,} documents held out")
+    minutes = None if arguments.steps else (arguments.minutes or 5.0)
+    run = pretrain(
+        train,
+        held_out,
+        recipe,
+        steps=arguments.steps,
+        minutes=minutes,
+        out=arguments.out,
+        resume=arguments.resume,
+        evaluations=min(arguments.evaluations, arguments.steps or arguments.evaluations),
+        patience=arguments.patience,
+        tensorboard=arguments.tensorboard,
+        on_evaluation=_show,
+    )
+    print(f"Best held-out loss {run.loss:.3f} nats a masked token, 15 % masks. Written to {arguments.out}; open it with\n"
+          f"  transformers.AutoModelForMaskedLM.from_pretrained({arguments.out!r})")
+
+
+def _show(row: dict[str, float]) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(f"step {row['step']:>6,}  {row['seconds']:>7.1f} s  train {row['train_loss']:.3f}  "
+               f"held-out {row['loss']:.3f} nats  accuracy {row['accuracy']:.1%}")
+
+
+def default_learning_rate(hidden_size: int) -> float:
+    """The rate that suited width 128, scaled as Adam's should be: with one over the width (Yang et al. 2022, muP)."""
+    return 6e-3 * min(1.0, 128 / hidden_size)
+
+
+def check_out(out: str) -> None:
+    """The output folder must be new or empty, and its parent writable."""
+    path = Path(out)
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out {out}: is a file; give a folder")
+    if path.exists() and any(path.iterdir()):
+        raise UsageError(f"--out {out}: is not empty; choose another folder, nothing is overwritten")
+    parent = path.absolute() if path.exists() else path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".sslcourse-", dir=parent):
+            pass  # the only sure way to know that a folder can be made here is to make one
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written ({parent}: {error.strerror})") from error
+
+
+def split(texts: Sequence[str], seed: int, least: int = 0) -> tuple[list[str], list[str]]:
+    """Documents drawn into (train, held out), the held-out ones of at least ``least`` characters together.
+
+    A few long documents are first cut into paragraphs or pieces, so that a part can be held out at all.
+    """
+    if len(texts) < 20:
+        texts = [piece for text in texts for piece in _pieces(text)]
+    order = random.Random(seed).sample(range(len(texts)), len(texts))
+    held_out: set[int] = set()
+    characters = 0
+    for number in order:
+        if len(held_out) >= HELD_OUT * len(texts) and characters >= least:
+            break
+        held_out.add(number)
+        characters += len(texts[number])
+    if 2 * len(held_out) > len(texts):
+        raise UsageError(f"the text is too short ({sum(map(len, texts)):,} characters): there is too little for one batch "
+                         "and a part held out; give more text, or a shorter --sequence-length")
+    return ([text for i, text in enumerate(texts) if i not in held_out],
+            [text for i, text in enumerate(texts) if i in held_out])
+
+
+def _pieces(text: str, words: int = 200) -> list[str]:
+    """Paragraphs; one that is longer than ``words`` in pieces of that many."""
+    pieces = []
+    for paragraph in text.split("\n\n"):
+        parts = paragraph.split()
+        pieces += [" ".join(parts[start : start + words]) for start in range(0, len(parts), words)]
+    return pieces
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_texts(path: str, field: str | None = None) -> list[str]:
+    """The non-empty documents of a file or a folder: a .txt is one document a blank-line-separated paragraph.
+
+    Raises:
+        UsageError: naming the file and what is wrong with it.
+    """
+    source = Path(path)
+    if source.is_dir():
+        files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not files:
+            raise UsageError(f"--text {path}: the folder holds no {', '.join(SUFFIXES)} file")
+    elif source.is_file():
+        files = [source]
+    elif os.environ.get("SSLCOURSE_ONLINE") == "1" and not source.suffix:
+        return list(_from_hub(path, field or "text"))
+    else:
+        raise UsageError(f"--text {path}: no such file or folder (a {WHAT})")
+    texts = [text for file in files for text in _read_file(file, field)]
+    if not texts:
+        raise UsageError(f"--text {path}: holds no text (empty, or only white space)")
+    return texts
+
+
+def _read_file(file: Path, field: str | None) -> Iterator[str]:
+    suffix = file.suffix.lower()
+    if suffix == ".txt":
+        if field:
+            raise UsageError(f"--field {field}: {file} is plain text and has no fields; leave --field out")
+        documents = (part.strip() for part in _decode(file).split("\n\n"))
+    elif suffix == ".jsonl":
+        documents = _read_jsonl(file, field or "text")
+    elif suffix == ".parquet":
+        documents = _read_parquet(file, field or "text")
+    else:
+        raise UsageError(f"--text {file}: {suffix or 'a file without ending'} is not a format that is read; give a {WHAT}")
+    yield from (document for document in documents if document.strip())
+
+
+def _decode(file: Path) -> str:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--text {file}: cannot be read ({error.strerror})") from error
+    if b"\0" in data and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UsageError(f"--text {file}: is a binary file (it holds zero bytes); give a {WHAT}")
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return data.decode(encoding).replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--text {file}: is not UTF-8 (byte {error.start}); convert it, for example with "
+                         f"iconv -f LATIN1 -t UTF-8") from error
+
+
+def _read_jsonl(file: Path, field: str) -> Iterator[str]:
+    for number, line in enumerate(_decode(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"--text {file}: line {number} is not JSON ({error.msg})") from error
+        if not isinstance(record, dict) or field not in record:
+            known = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            raise UsageError(f"--field {field}: not in line {number} of {file}; it has {known or 'no field'}")
+        yield _text(record[field], f"line {number} of {file}", field)
+
+
+def _read_parquet(file: Path, field: str) -> Iterator[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise UsageError(f"--text {file}: reading .parquet needs the package pyarrow; install it, or give .jsonl") from error
+    try:
+        table = parquet.ParquetFile(file)
+        names = table.schema_arrow.names
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"--text {file}: is not a parquet file ({str(error).splitlines()[0]})") from error
+    if field not in names:
+        raise UsageError(f"--field {field}: no such column in {file}; it has {', '.join(names)}")
+    row = 0
+    for batch in table.iter_batches(columns=[field]):
+        for value in batch.column(0).to_pylist():
+            row += 1
+            yield _text(value, f"row {row} of {file}", field)
+
+
+def _text(value: object, place: str, field: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UsageError(f"--field {field}: {place} holds {type(value).__name__}, not text; name a field of strings")
+    return value
+
+
+def _from_hub(name: str, field: str) -> Iterator[str]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, split="train")
+    except Exception as error:  # the hub's client raises many kinds; each is the user's to read
+        raise UsageError(f"--text {name}: could not be loaded from the hub ({type(error).__name__}: {error})") from error
+    if field not in rows.column_names:
+        raise UsageError(f"--field {field}: no such column in {name}; it has {', '.join(rows.column_names)}")
+    yield from (_text(value, f"a row of {name}", field) for value in rows[field])
+
+
+def _positive(kind: type) -> type:
+    def parse(text: str) -> float | int:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+        return value
+
+    parse.__name__ = f"positive {'number' if kind is float else 'whole number'}"  # argparse names it in its message
+    return parse  # type: ignore[return-value]
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
+_rate.__name__ = "mask rate between 0 and 1"

@@ -1,0 +1,197 @@
+"""The learner's copies are made once and never overwritten; JupyterLab answers this machine only, with its token."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from argparse import ArgumentParser
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sslcourse.teaching import lab
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    notebooks, work = tmp_path / "notebooks", tmp_path / "work"
+    notebooks.mkdir()
+    for name in ("00_start_here", "01_loss_derivation"):
+        (notebooks / f"{name}.ipynb").write_text(f'{{"lesson": "{name}", "edition": 1}}')
+    return notebooks, work
+
+
+def names(work: Path) -> list[str]:
+    return sorted(file.name for file in work.glob("*.ipynb"))
+
+
+def test_first_call_copies_every_lesson(folders):
+    notebooks, work = folders
+    said = lab.prepare(notebooks, work)
+    assert names(work) == ["00_start_here.ipynb", "01_loss_derivation.ipynb"]
+    assert len(said) == 2
+    assert (work / "00_start_here.ipynb").read_bytes() == (notebooks / "00_start_here.ipynb").read_bytes()
+
+
+def test_second_call_does_and_says_nothing(folders):
+    notebooks, work = folders
+    lab.prepare(notebooks, work)
+    assert lab.prepare(notebooks, work) == []
+    assert names(work) == ["00_start_here.ipynb", "01_loss_derivation.ipynb"]
+
+
+def test_answers_and_foreign_files_survive(folders):
+    notebooks, work = folders
+    lab.prepare(notebooks, work)
+    (work / "00_start_here.ipynb").write_text("my answer")
+    (work / "my notes.txt").write_text("mine")
+    assert lab.prepare(notebooks, work) == []
+    assert (work / "00_start_here.ipynb").read_text() == "my answer"
+    assert (work / "my notes.txt").read_text() == "mine"
+
+
+def test_an_update_is_laid_beside_once(folders):
+    notebooks, work = folders
+    lab.prepare(notebooks, work)
+    (work / "00_start_here.ipynb").write_text("my answer")
+    (notebooks / "00_start_here.ipynb").write_text('{"edition": 2}')
+    [line] = lab.prepare(notebooks, work)
+    assert "00_start_here.new.ipynb" in line
+    assert (work / "00_start_here.ipynb").read_text() == "my answer"
+    assert (work / "00_start_here.new.ipynb").read_text() == '{"edition": 2}'
+    (work / "00_start_here.new.ipynb").unlink()
+    assert lab.prepare(notebooks, work) == []  # deleted by the learner: not laid again
+    (notebooks / "00_start_here.ipynb").write_text('{"edition": 3}')
+    assert len(lab.prepare(notebooks, work)) == 1
+
+
+def test_a_later_update_does_not_overwrite_answers_in_the_new_copy(folders):
+    notebooks, work = folders
+    lab.prepare(notebooks, work)
+    (notebooks / "00_start_here.ipynb").write_text('{"edition": 2}')
+    lab.prepare(notebooks, work)
+    (work / "00_start_here.new.ipynb").write_text("answers in the new copy")
+    (notebooks / "00_start_here.ipynb").write_text('{"edition": 3}')
+    lab.prepare(notebooks, work)
+    kept = [file.read_text() for file in work.glob("00_start_here*.ipynb")]
+    assert "answers in the new copy" in kept
+    assert '{"edition": 3}' in kept
+
+
+def test_a_deleted_copy_comes_back_and_a_new_lesson_arrives(folders):
+    notebooks, work = folders
+    lab.prepare(notebooks, work)
+    (work / "01_loss_derivation.ipynb").unlink()
+    (notebooks / "02_masking_dataset.ipynb").write_text("{}")
+    assert len(lab.prepare(notebooks, work)) == 2
+    assert "01_loss_derivation.ipynb" in names(work)
+    assert "02_masking_dataset.ipynb" in names(work)
+
+
+def test_a_copy_without_a_record_is_the_learners(folders):
+    notebooks, work = folders
+    work.mkdir()
+    (work / "00_start_here.ipynb").write_text("older than the record")
+    lab.prepare(notebooks, work)
+    assert (work / "00_start_here.ipynb").read_text() == "older than the record"
+    assert (work / "00_start_here.new.ipynb").exists()
+
+
+def test_no_lessons_is_one_clear_line(folders, monkeypatch, capsys):
+    _, work = folders
+    monkeypatch.setattr(lab, "ROOT", work.parent / "elsewhere")
+    parser = ArgumentParser()
+    lab.add_arguments(parser)
+    assert lab.main(parser.parse_args(["--work", str(work), "--prepare-only"])) == 1
+    assert "run `python -m sslcourse build` first" in capsys.readouterr().err
+
+
+def test_no_browser_where_there_is_no_display(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert not lab.has_browser()
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert lab.has_browser()
+    monkeypatch.setenv("CI", "true")
+    assert not lab.has_browser()
+
+
+def status_code(url: str, token: str | None = None) -> int:
+    request = urllib.request.Request(url, headers={"Authorization": f"token {token}"} if token else {})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=5) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_jupyterlab_starts_on_loopback_with_its_token(tmp_path):
+    """The command behind `make lab`, for real: 403 without the token that Jupyter made, 200 with it."""
+    work = tmp_path / "work"
+    work.mkdir()
+    empty = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (work / lab.FIRST).write_text(json.dumps(empty))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in lab.environment(work).items() if name != "JUPYTER_TOKEN"}
+    environment["HOME"] = str(tmp_path / "home")
+    (tmp_path / "home").mkdir()
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(lab.command(work / lab.FIRST, port, browser=False), env=environment, stdout=log,
+                                  stderr=log, stdin=subprocess.DEVNULL, cwd=tmp_path)  # fmt: skip
+        try:
+            found = wait_for_server(server, work, tmp_path / "log")
+            url = f"http://127.0.0.1:{port}/api/status"
+            assert found["port"] == port
+            assert found["token"]
+            assert status_code(url) == 403
+            assert status_code(url, found["token"]) == 200
+            listening = {c.laddr for c in psutil.Process(server.pid).net_connections() if c.status == "LISTEN"}
+            addresses = {address.ip for address in listening if address.port == port}
+            assert addresses
+            assert addresses <= {"127.0.0.1", "::1"}
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(timeout=10)
+    assert not list((tmp_path / "home").rglob("*kernel*")), "a kernel was registered in the home folder"
+
+
+def wait_for_server(server: subprocess.Popen, work: Path, log: Path, seconds: float = 40) -> dict:
+    """What Jupyter wrote about itself, once it answers."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        for file in (work / ".jupyter" / "runtime").glob("jpserver-*.json"):
+            try:
+                found = json.loads(file.read_text())
+                status_code(f"http://127.0.0.1:{found['port']}/api/status")
+                return found
+            except (json.JSONDecodeError, urllib.error.URLError):
+                continue  # half written, or not listening yet
+        time.sleep(0.2)
+    raise AssertionError(f"JupyterLab did not start:\n{log.read_text()}")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no exec on Windows")
+def test_main_becomes_jupyterlab(folders, monkeypatch):
+    notebooks, work = folders
+    called = {}
+    monkeypatch.setattr(lab, "ROOT", notebooks.parent)
+    monkeypatch.setattr(os, "execve", lambda *line: called.update(line=line))
+    parser = ArgumentParser()
+    lab.add_arguments(parser)
+    lab.main(parser.parse_args(["--work", str(work), "--no-browser", "--port", "9001"]))
+    program, line, environment = called["line"]
+    assert program == sys.executable
+    assert "--ServerApp.ip=localhost" in line
+    assert "--no-browser" in line
+    assert not any("token" in part or "password" in part for part in line)
+    assert environment["JUPYTER_PREFER_ENV_PATH"] == "1"

@@ -1,0 +1,176 @@
+"""``python -m sslcourse pretrain`` on anybody's text: what works, and one clear line for what cannot."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sslcourse.cli import main
+
+WORDS = "the old river town has a mill and a market where grain bread and stone are sold in winter".split()
+DOCUMENTS = [" ".join(WORDS[(i * j + i) % len(WORDS)] for j in range(40)) for i in range(1, 150)]
+SMALL = ["--steps", "3", "--batch-size", "4", "--sequence-length", "32", "--vocab-size", "200", "--hidden-size", "64",
+         "--layers", "1", "--evaluations", "1"]
+
+
+def pretrain(*arguments):
+    """Exit status of the command, argparse's own included."""
+    try:
+        return main(["pretrain", *map(str, arguments)]) or 0
+    except SystemExit as stop:
+        return stop.code
+
+
+def write(path, kind):
+    if kind == "txt":
+        path.write_text("\n\n".join(DOCUMENTS), encoding="utf-8")
+    elif kind == "jsonl":
+        path.write_text("\n".join(json.dumps({"id": i, "body": text}) for i, text in enumerate(DOCUMENTS)), encoding="utf-8")
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table({"id": range(len(DOCUMENTS)), "body": DOCUMENTS}), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+def test_a_file_becomes_a_folder_that_stock_transformers_opens(tmp_path, kind, capsys):
+    source = write(tmp_path / f"text.{kind}", kind)
+    field = [] if kind == "txt" else ["--field", "body"]
+    assert pretrain("--text", source, *field, "--out", tmp_path / "out", *SMALL) == 0
+    shown = capsys.readouterr()
+    assert "held-out" in shown.out
+    assert "149 documents" in shown.out
+    code = f"""
+import sys
+sys.modules["sslcourse"] = None
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+tokenizer, model = (kind.from_pretrained({str(tmp_path / "out")!r}) for kind in (AutoTokenizer, AutoModelForMaskedLM))
+logits = model(**tokenizer("the old [MASK] town", return_tensors="pt")).logits
+assert logits.shape[-1] == len(tokenizer)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_folder_of_files_and_several_arguments(tmp_path, capsys):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    write(tmp_path / "in" / "deep" / "a.txt", "txt")
+    (tmp_path / "in" / "b.txt").write_text("\n\n".join(DOCUMENTS[:50]), encoding="utf-8")
+    (tmp_path / "in" / "notes.md").write_text("not read", encoding="utf-8")
+    extra = tmp_path / "c.txt"
+    extra.write_text("one more document with a few words", encoding="utf-8")
+    assert pretrain("--text", tmp_path / "in", extra, "--out", tmp_path / "out", *SMALL) == 0
+    assert "200 documents" in capsys.readouterr().out
+
+
+def test_steps_are_repeatable_across_processes(tmp_path):
+    source = write(tmp_path / "text.txt", "txt")
+    for name in ("a", "b"):
+        done = subprocess.run([sys.executable, "-m", "sslcourse", "pretrain", "--text", source, "--out", tmp_path / name, *SMALL],
+                              capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    for file in ("model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_one_long_document_is_cut_so_that_a_part_can_be_held_out(tmp_path):
+    (tmp_path / "one.txt").write_text(" ".join(DOCUMENTS), encoding="utf-8")
+    assert pretrain("--text", tmp_path / "one.txt", "--out", tmp_path / "out", *SMALL) == 0
+
+
+BAD = {
+    "missing path": (lambda d: d / "nowhere.txt", [], "no such file or folder"),
+    "empty file": (lambda d: touch(d / "a.txt", b""), [], "holds no text"),
+    "white space only": (lambda d: touch(d / "a.txt", b" \n\n \t"), [], "holds no text"),
+    "binary file": (lambda d: touch(d / "a.txt", b"\x7fELF\x00\x01\x02" * 50), [], "binary"),
+    "bad encoding": (lambda d: touch(d / "a.txt", "café naïve".encode("latin-1") * 50), [], "not UTF-8"),
+    "unknown ending": (lambda d: touch(d / "a.docx", b"words"), [], ".docx"),
+    "empty folder": (lambda d: d / "empty", [], "the folder holds no"),
+    "absent field": (lambda d: touch(d / "a.jsonl", b'{"body": "x"}\n'), ["--field", "text"], "it has body"),
+    "field of numbers": (lambda d: touch(d / "a.jsonl", b'{"text": 3}\n'), [], "holds int"),
+    "broken jsonl": (lambda d: touch(d / "a.jsonl", b'{"text": "a"}\n{"text": \n'), [], "line 2"),
+    "jsonl of lists": (lambda d: touch(d / "a.jsonl", b"[1, 2]\n"), [], "not in line 1"),
+    "not a parquet": (lambda d: touch(d / "a.parquet", b"PAR0 nonsense"), [], "not a parquet"),
+    "absent column": (lambda d: write(d / "a.parquet", "parquet"), ["--field", "text"], "it has id, body"),
+    "field of plain text": (lambda d: write(d / "a.txt", "txt"), ["--field", "body"], "no fields"),
+    "too little text": (lambda d: touch(d / "a.txt", b"just a few words here"), [], "too"),
+    "too little for one batch": (lambda d: write(d / "a.txt", "txt"), ["--batch-size", "4000"], "one batch"),
+    "vocabulary too small": (lambda d: write(d / "a.txt", "txt"), ["--vocab-size", "5"], "vocab_size=5"),
+    "odd hidden size": (lambda d: write(d / "a.txt", "txt"), ["--hidden-size", "65"], "--hidden-size 65"),
+    "negative steps": (lambda d: write(d / "a.txt", "txt"), ["--steps", "-3"], "--steps"),
+    "minutes nan": (lambda d: write(d / "a.txt", "txt"), ["--minutes", "nan"], "--minutes"),
+    "mask rate over 1": (lambda d: write(d / "a.txt", "txt"), ["--mask-rate", "1.5"], "--mask-rate"),
+    "nothing to resume": (lambda d: write(d / "a.txt", "txt"), ["--resume"], "holds no checkpoint"),
+}
+
+
+def touch(path, data):
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_line_and_status_2_and_leaves_nothing(tmp_path, capsys, name):
+    make, extra, fragment = BAD[name]
+    (tmp_path / "empty").mkdir()
+    source = make(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    small = [word for word in SMALL]
+    if "--minutes" in extra:
+        small = small[2:]
+    assert pretrain("--text", source, "--out", tmp_path / "new" / "out", *small, *extra) == 2
+    error = capsys.readouterr().err.strip()
+    line = error.splitlines()[-1]
+    assert fragment in line
+    assert "Traceback" not in error
+    if not line.startswith("sslcourse pretrain: error") and "usage:" not in error:
+        assert len(error.splitlines()) == 1, error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "full folder"])
+def test_an_output_that_is_taken_is_refused(tmp_path, capsys, kind):
+    source = write(tmp_path / "text.txt", "txt")
+    out = tmp_path / "out"
+    if kind == "file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+    assert pretrain("--text", source, "--out", out, *SMALL) == 2
+    assert str(out) in capsys.readouterr().err
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="needs a folder that refuses writing to root as well: Linux's /proc")
+def test_an_output_that_cannot_be_written_is_refused(tmp_path, capsys):
+    source = write(tmp_path / "text.txt", "txt")
+    assert pretrain("--text", source, "--out", "/proc/out", *SMALL) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path, capsys, monkeypatch):
+    from sslcourse import pretrain_cli
+
+    source = write(tmp_path / "text.txt", "txt")
+    arguments = ["--text", source, "--out", tmp_path / "out", *SMALL[2:-2], "--steps", "6", "--evaluations", "3"]
+
+    def interrupt(row):
+        if row["step"] == 4:
+            raise KeyboardInterrupt
+
+    show = pretrain_cli._show
+    monkeypatch.setattr(pretrain_cli, "_show", interrupt)
+    assert pretrain(*arguments) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(pretrain_cli, "_show", show)
+    assert pretrain(*arguments) == 2  # a new run would mix with the old one
+    assert pretrain(*arguments, "--resume") == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert not (tmp_path / "out.partial").exists()
