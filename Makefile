@@ -37,7 +37,7 @@ run: $(READY)
 	@$(PY) -m sslcourse run $(ARGS)
 
 notebooks: $(READY)
-	@$(PY) -m sslcourse build --execute $(ARGS)
+	@$(PY) -m sslcourse notebooks $(ARGS)
 
 bench: $(READY)
 	@$(PY) -m benchmarks $(ARGS)

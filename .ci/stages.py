@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = {
     # name: arguments to python
-    "lint": ["-m", "ruff", "check", "."],
+    "lint": ["-m", "ruff", "check", "--output-format", "concise", "."],
     "gate": ["-m", "sslcourse", "gate"],  # notebooks equal their sources; stored claims are fresh and in bounds
     "unit": ["-m", "pytest"],  # with the graders and their mutants, and the planted faults
     "teacher": ["-m", "sslcourse", "run", "--profile", "quick"],  # solutions filled in: every check must pass

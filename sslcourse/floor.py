@@ -38,11 +38,13 @@ class MarkovSource:
     def __init__(self, transition: Float[Tensor, "V V"], initial: Float[Tensor, " V"] | None = None) -> None:
         self.transition = torch.as_tensor(transition, dtype=torch.float64)
         if self.transition.ndim != 2 or self.transition.shape[0] != self.transition.shape[1]:
-            raise ValueError(f"transition of shape {tuple(self.transition.shape)} is not a square matrix")
+            raise ValueError(f"transition of shape {tuple(self.transition.shape)} is not a square matrix; row v holds "
+                             "the distribution of the token after v")
         _check_distributions("transition", self.transition)
         self.initial = stationary(self.transition) if initial is None else torch.as_tensor(initial, dtype=torch.float64)
         if self.initial.shape != self.transition.shape[:1]:
-            raise ValueError(f"initial of shape {tuple(self.initial.shape)} does not fit transition {tuple(self.transition.shape)}")
+            raise ValueError(f"initial of shape {tuple(self.initial.shape)} does not fit transition of shape "
+                             f"{tuple(self.transition.shape)}; give one probability a token")
         _check_distributions("initial", self.initial)
 
     @property
@@ -72,7 +74,8 @@ class MarkovSource:
         """P(x_i | inputs, i is scored) at every position, in float64.
 
         ``inputs`` is what the model sees: ids 0 to V-1, or V for ``[MASK]``. Costs n · length · V² operations.
-        ``scored=False`` leaves out the news that i was scored; that is *not* a bound.
+        ``scored=False`` leaves out the news that i was scored; that is *not* a bound. A position that cannot be scored
+        (a visible token at ``mask_prob=1``) holds the token that is seen.
 
         Raises:
             ValueError: for ids outside [0, V], rates outside [0, 1], or inputs that this source and masking cannot
@@ -80,12 +83,14 @@ class MarkovSource:
         """
         selected, mixture = self._emissions(inputs, mask_rate, mask_prob, random_prob)
         before, after = self._messages(mixture)
-        posterior = before * (selected if scored else mixture) * after
-        total = posterior.sum(-1, keepdim=True)
-        if not bool((total > 0).all()):
+        joint = before * mixture * after
+        if not bool((joint.sum(-1) > 0).all()):
             raise ValueError("inputs cannot come from this source under this masking (probability 0); "
                              "check ids, transition and rates")
-        return posterior / total
+        if scored:
+            given_scored = before * selected * after
+            joint = torch.where(given_scored.sum(-1, keepdim=True) > 0, given_scored, joint)
+        return joint / joint.sum(-1, keepdim=True)
 
     def floor(
         self,
@@ -100,6 +105,9 @@ class MarkovSource:
 
         The loss that a model knowing the source exactly has on the same sample: what to compare a model with, pair
         by pair, since both see the same luck.
+
+        Raises:
+            ValueError: if nothing is scored, labels do not fit or are impossible, and as ``masked_posterior``.
         """
         losses = self.floor_losses(inputs, labels, mask_rate=mask_rate, mask_prob=mask_prob, random_prob=random_prob)
         return float(losses.mean())
@@ -108,11 +116,20 @@ class MarkovSource:
         self, inputs: Int[Tensor, "n length"], labels: Int[Tensor, "n length"], **rates: float
     ) -> Float[Tensor, " scored"]:
         """The floor's loss at each scored position, in reading order: one number to pair with each of a model's."""
+        if inputs.shape != labels.shape:
+            raise ValueError(f"inputs of shape {tuple(inputs.shape)} and labels of shape {tuple(labels.shape)} differ")
         masked = labels != IGNORE
-        if not bool(masked.any()):
+        targets = labels[masked]
+        if not targets.numel():
             raise ValueError("labels holds no masked position (all are -100); mask at least one token")
+        if not 0 <= int(targets.min()) <= int(targets.max()) < self.vocab_size:
+            raise ValueError(f"labels must be {IGNORE} or lie in [0, {self.vocab_size}), the tokens of the source")
         posterior = self.masked_posterior(inputs, **rates)
-        return -posterior[masked].gather(-1, labels[masked][:, None]).squeeze(-1).log()
+        losses = -posterior[masked].gather(-1, targets[:, None]).squeeze(-1).log()
+        if not bool(torch.isfinite(losses).all()):
+            raise ValueError("labels hold a token that has probability 0 given the inputs; pass the rates that the "
+                             "inputs were masked with, and the source that they came from")
+        return losses
 
     def _emissions(
         self, inputs: Tensor, mask_rate: float, mask_prob: float, random_prob: float
@@ -123,7 +140,7 @@ class MarkovSource:
         if mask_prob + random_prob > 1 + 1e-9:
             raise ValueError(f"mask_prob={mask_prob} and random_prob={random_prob} sum to more than 1")
         V = self.vocab_size  # noqa: N806 - the letter of the formulas
-        if inputs.ndim != 2 or int(inputs.min()) < 0 or int(inputs.max()) > V:
+        if inputs.ndim != 2 or not inputs.numel() or int(inputs.min()) < 0 or int(inputs.max()) > V:
             raise ValueError(f"inputs must be [n, length] with ids in [0, {V}], {V} being the mask")
         same = torch.nn.functional.one_hot(inputs, V + 1)[..., :V].double()
         is_mask = (inputs == V)[..., None]
@@ -169,5 +186,6 @@ def _normalise(message: Tensor) -> Tensor:
 
 def _check_distributions(name: str, rows: Tensor) -> None:
     sums = rows.sum(-1)
-    if not bool(torch.isfinite(rows).all()) or bool((rows < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-6):
+    proper = torch.isfinite(rows).all() and (rows >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-6)
+    if not proper:
         raise ValueError(f"{name} must hold distributions: non-negative numbers, each row summing to 1")

@@ -41,21 +41,22 @@ def mlm_loss_sum(logits: Float[Tensor, "*batch vocab"], labels: Int[Tensor, "*ba
 
     Batches hold unequal numbers of masked tokens, so a mean of batch means is not the mean; sums add up.
     """
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"logits of shape {tuple(logits.shape)} need labels of shape {tuple(logits.shape[:-1])}, "
-                         f"got {tuple(labels.shape)}")
-    masked = labels != IGNORE
-    targets = labels[masked]
-    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[-1]:
-        raise ValueError(f"labels must be {IGNORE} or lie in [0, {logits.shape[-1]}), the vocabulary of the logits")
-    scores = logits[masked]
+    masked = _masked(logits, labels)
+    scores, targets = logits[masked], labels[masked]
     log_normaliser = torch.logsumexp(scores, dim=-1)
     return (log_normaliser - scores.gather(-1, targets[:, None]).squeeze(-1)).sum(), targets.numel()
 
 
-def mlm_loss_grad(logits: Float[Tensor, "*batch vocab"], labels: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch vocab"]:
-    """d mlm_loss / d logits in closed form: (softmax - one-hot) / number of masked positions, and 0 elsewhere."""
-    masked = labels != IGNORE
+@torch.no_grad()
+def mlm_loss_grad(
+    logits: Float[Tensor, "*batch vocab"], labels: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch vocab"]:
+    """d mlm_loss / d logits in closed form: (softmax - one-hot) / number of masked positions, and 0 elsewhere.
+
+    Raises:
+        ValueError: as ``mlm_loss``.
+    """
+    masked = _masked(logits, labels)
     count = int(masked.sum())
     if count == 0:
         raise ValueError("labels holds no masked position (all are -100), so the loss and its gradient are undefined")
@@ -64,6 +65,18 @@ def mlm_loss_grad(logits: Float[Tensor, "*batch vocab"], labels: Int[Tensor, "*b
     residual[torch.arange(count, device=logits.device), labels[masked]] -= 1
     grad[masked] = residual / count
     return grad
+
+
+def _masked(logits: Tensor, labels: Tensor) -> Tensor:
+    """Where labels are scored, once shapes and labels are known to fit."""
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"logits of shape {tuple(logits.shape)} need labels of shape {tuple(logits.shape[:-1])}, "
+                         f"got {tuple(labels.shape)}")
+    masked = labels != IGNORE
+    targets = labels[masked]
+    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[-1]:
+        raise ValueError(f"labels must be {IGNORE} or lie in [0, {logits.shape[-1]}), the vocabulary of the logits")
+    return masked
 
 
 def perplexity(nats: float) -> float:

@@ -121,7 +121,8 @@ MAKE = shutil.which("make")
 
 
 def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    outer = ("MAKE", "MFLAGS", "ARGS", "PYTHON", "TORCH_INDEX")  # of the `make test` that may be running this
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
     return subprocess.run([MAKE, *arguments], cwd=folder, env=clean, capture_output=True, text=True, timeout=60)
 
 
@@ -144,7 +145,10 @@ class TestMake:
         stub.write_text(
             "#!/bin/sh\n"
             f'echo "$@" >> "{tmp_path}/calls"\n'
-            f'case "$*" in *fail*) exit 1;; "-m venv"*) rm -rf .venv; mkdir -p .venv/bin; cp "{stub}" .venv/bin/python;; esac\n'
+            'case "$*" in\n'
+            "*fail*) exit 1;;\n"
+            f'"-m venv"*) rm -rf .venv; mkdir -p .venv/bin; cp "{stub}" .venv/bin/python;;\n'
+            "esac\n"
         )
         stub.chmod(0o755)
         return tmp_path

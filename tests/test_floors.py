@@ -46,12 +46,18 @@ def test_the_bare_node_trains(tmp_path):
     lines = ["{}".format(" ".join(words[(i * j) % len(words)] for j in range(1, 40))) for i in range(1, 120)]
     (tmp_path / "text.txt").write_text("\n\n".join(lines), encoding="utf-8")
     code = f"""
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.startswith({NOT_ON_A_BARE_NODE!r}):
-            raise ModuleNotFoundError(f"{{name}} is blocked: a bare node does not have it", name=name)
-sys.meta_path.insert(0, Block())
+import importlib.machinery, sys
+class BarePath(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):  # as if it were not installed
+        return None if name.startswith({NOT_ON_A_BARE_NODE!r}) else super().find_spec(name, path, target)
+sys.meta_path = [BarePath if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
+try:
+    import matplotlib
+except ImportError:
+    pass
+else:
+    raise SystemExit("the wall has a hole: matplotlib was importable")
 from sslcourse.cli import main
 status = main(["pretrain", "--text", {str(tmp_path / "text.txt")!r}, "--out", {str(tmp_path / "out")!r}, "--steps", "2",
                "--batch-size", "4", "--sequence-length", "32", "--vocab-size", "200", "--hidden-size", "64", "--layers", "1"])

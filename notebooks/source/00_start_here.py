@@ -96,7 +96,7 @@ held_out = [to_words(row["text"]) for row in splits["validation"]]  # 25 countri
 
 section_labels = lesson.record("section-labels", len(train))
 word_labels = lesson.record("word-labels", sum(len(words) for words in train))
-print(f"{section_labels:,} passages with a section label; {word_labels:,} words that can be hidden")
+print(f"{section_labels:,.0f} passages with a section label; {word_labels:,.0f} words that can be hidden")
 print(f"{word_labels / section_labels:.0f} labels from the text for each label from a person")
 
 # %% [markdown]
@@ -104,17 +104,21 @@ print(f"{word_labels / section_labels:.0f} labels from the text for each label f
 # there is always more text. This is why models are *pre*trained on text, and see labels from people only afterwards.
 
 # %% [markdown]
-# ### Exercise 0.1 — Hide a word · ★☆☆ · 3 minutes
+# ## How a check talks
 #
-# Write the function that makes one example. First, see how a check talks. The cell below hands in a wrong answer: it
-# returns the words with nothing hidden. `grade` is `check` for demonstrations: the verdict is only printed.
+# The first exercise comes next: a function that makes one example. Before you write it, see what its check says to a
+# wrong answer, one that returns the words with nothing hidden. (`grade` is `check` for demonstrations.)
 
 # %% tags=["nbval-check-output"]
 print(grade("0.1", lambda words, i: (words, words[i])))
 
 # %% [markdown]
-# A check draws fresh inputs each time, so an answer that fits one example does not pass. Replace the `return ...`
-# below, run the cell, then run the check. The hints under it go from a nudge to nearly everything.
+# A check draws fresh inputs each time, so an answer that fits one example does not pass.
+#
+# ### Exercise 0.1 — Hide a word · ★☆☆ · 3 minutes
+#
+# Replace the `return ...` below, run the cell, then run the check. The hints under it go from a nudge to nearly
+# everything.
 
 # %% tags=["exercise"]
 def hide(words, i):
@@ -259,7 +263,7 @@ check("0.2", baseline_hit_rate)
 # </details>
 
 # %% [markdown]
-# ## What most people get wrong: "self-supervised means without labels"
+# ## Misconception: "self-supervised means without labels"
 #
 # It means without labels *from people*. Every example has a label, and learning from it is supervised learning as you
 # know it: guess, compare with the label, correct. To see that the labels do the work, spoil them. We keep every
@@ -349,7 +353,7 @@ print(doctor.report(found))
 # - **bf16** is a number format of 16 bits. A CPU that multiplies it in hardware trains faster; the line *measured* says
 #   by how much on this one. Without it a lesson trains in fp32 and says so. Nothing turns red for a slow machine.
 # - **int8 products (VNNI)** and **AMX** matter in lesson 07, when a trained model is made small.
-# - **memory free** below 3 GB: shut down other notebooks first (*Kernel → Shut Down All Kernels*).
+# - **memory free** below $3$ GB: shut down other notebooks first (*Kernel → Shut Down All Kernels*).
 # - A line under *Problems* says what to do about it.
 
 # %% [markdown]

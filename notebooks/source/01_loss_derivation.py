@@ -584,8 +584,8 @@ check("1.3", adamw_update)
 # subtract $\log P_i$):
 #
 # $$
-# \mathbb E\left[-\log q_i(x_i)\right] = \underbrace{\mathbb E\left[-\log P_i(x_i)\right]}_{\text{the floor}}
-# + \underbrace{\mathbb E\left[\mathrm{KL}(P_i \,\|\, q_i)\right]}_{\ge\, 0}
+# \mathbb E\left[-\log q_i(x_i)\right] = \underbrace{\mathbb E\left[-\log P_i(x_i)\right]}_{\text{the floor}} +
+# \underbrace{\mathbb E\left[\mathrm{KL}(P_i \,\|\, q_i)\right]}_{\ge\, 0}
 # $$
 #
 # No size and no training gets a model below the first term, on average. One that does has seen the answer.
@@ -634,7 +634,7 @@ ax.annotate("", (1.9, 1.45), (0, 1.45), arrowprops={"arrowstyle": "->", "color":
 ax.annotate("", (2.1, 1.45), (4, 1.45), arrowprops={"arrowstyle": "->", "color": "C4", "lw": 3})
 ax.text(0.9, 1.55, "forward: what the left says", ha="center", color="C2")
 ax.text(3.1, 1.55, "backward: what the right says", ha="center", color="C4")
-ax.text(2.12, 0.45, "scored:\nemission of a selected token", va="center", color="C1", fontsize=9)
+ax.text(2.12, 0.45, "emission\nif selected", va="center", color="C1", fontsize=9)
 ax.set(xlim=(-0.4, 4.4), ylim=(-0.3, 1.8))
 ax.axis("off")
 plots.show(fig, alt="Five hidden tokens in a chain, each with its visible input below. A forward arrow from the left "
@@ -930,14 +930,14 @@ fig, (left, curve) = plt.subplots(1, 2, figsize=(9, 3.2))
 bars = {**{name: loss.mean().item() for name, loss in baselines.items()}, "model": honest.mean().item(),
         "floor": floor_losses.mean().item()}
 left.barh(list(bars)[::-1], list(bars.values())[::-1], color=["C2", "C1", "C0", "C0", "C0"])
-left.set(xlabel="held-out loss (nats)")
+left.bar_label(left.containers[0], fmt="%.2f", padding=3)
+left.set(xlabel="held-out loss (nats)", xlim=(0, 3))
 left.axvline(bars["floor"], color="C2", linestyle="--", linewidth=1)
 smooth = torch.tensor(history).unfold(0, 20, 20).mean(1)
 curve.plot(torch.arange(len(smooth)) * 20 + 10, smooth, color="C1", label="training loss, mean of 20 steps")
 curve.axhline(bars["floor"], color="C2", linestyle="--", label="floor")
 curve.set(xlabel="step", ylabel="loss (nats)")
 curve.legend()
-fig.tight_layout()
 plots.show(fig, alt="Left: held-out losses falling from unigram over left neighbour, both neighbours and model to the "
            "floor. Right: training loss falling toward the dashed floor.")
 
@@ -991,7 +991,7 @@ ax.legend()
 plots.show(fig, alt="Model minus floor by share of leaky rows: above zero without a leak, well below it at 25 %.")
 
 # %% [markdown]
-# Would you have noticed without the floor? At one row in four the model loses a little less than before and beats
+# Would you have noticed without the floor? At one row in four the model loses less than before and beats
 # every baseline: it looks like progress. **A loss that is too good is a bug until the floor says otherwise.** On real
 # text there is no floor; then run the same pipeline on a Markov source first.
 

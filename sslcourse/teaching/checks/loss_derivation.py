@@ -235,7 +235,7 @@ def scored_posterior(answer: Answer, rng: Rng) -> None:
         uniform = rng.python.uniform
         rates = {"mask_rate": uniform(0.1, 0.4), "mask_prob": uniform(0.3, 0.5), "random_prob": uniform(0.1, 0.2)}
         want = _bayes(prior, _emission(seen, size, rates["mask_prob"], rates["random_prob"]))
-        close(answer(prior, seen, **rates), want, "the posterior", rtol=1e-6, atol=1e-9,
+        close(answer(prior, seen, **rates), want, "the posterior", rtol=1e-5, atol=1e-8,
               mistakes=_posterior_mistakes(prior, seen, size, **rates))
 
 

@@ -1,0 +1,152 @@
+"""The command line: ``python -m sslcourse doctor | lab | run | notebooks | build | gate | pretrain``.
+
+Every command imports what it needs when it is called, so that ``pretrain`` and ``doctor`` work where there is no
+Jupyter. What this module does not do: any work. Each command is one function elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = {
+    "doctor": "what this machine can do, and what that means for each lesson",
+    "lab": "your own copies of the lessons, and JupyterLab on the first",
+    "run": "run lessons without a browser; notebooks and HTML under build/, a table of what came of them",
+    "notebooks": "run lessons in the full profile and store outputs and ledgers in the repository",
+    "build": "make the learner's, student's or teacher's notebooks from the sources, without running them",
+    "gate": "compare notebooks with sources and stored claims with their bounds",
+    "pretrain": "pretrain an encoder on your own text",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status: 0 green, 1 red, 2 a command line that makes no sense."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parser(argv[0] if argv else None).parse_args(argv)
+    return globals()[f"_{arguments.command}"](arguments)
+
+
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The whole command line; the options of ``command`` are loaded, those of others are not."""
+    top = argparse.ArgumentParser(prog="python -m sslcourse", description="An executable course on efficient SSL.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, says in COMMANDS.items():
+        one = commands.add_parser(name, help=says, description=says[0].upper() + says[1:] + ".")
+        if name == command:
+            _add_arguments(name, one)
+    return top
+
+
+def _add_arguments(name: str, one: argparse.ArgumentParser) -> None:
+    if name == "doctor":
+        from sslcourse import doctor
+
+        doctor.add_arguments(one)
+    elif name == "lab":
+        from sslcourse.teaching import lab
+
+        lab.add_arguments(one)
+    elif name == "pretrain":
+        from sslcourse import pretrain_cli
+
+        pretrain_cli.add_arguments(one)
+    elif name == "run":
+        _lessons(one)
+        one.add_argument("--profile", choices=("quick", "full", "gpu"), default="full", help="default: full")
+        one.add_argument("--kind", choices=("learner", "student", "teacher"), default="teacher",
+                         help="teacher: every check must pass; else every check must say 'not attempted'")
+        one.add_argument("--out", type=Path, default=ROOT / "build", metavar="DIR", help="default: build")
+    elif name == "notebooks":
+        _lessons(one)
+    elif name == "build":
+        one.add_argument("words", nargs="*", metavar="[learner|student|teacher] [NN ...]",
+                         help="which notebooks (default: learner), of which lessons (default: all)")
+        one.add_argument("--out", type=Path, metavar="DIR",
+                         help="default: notebooks for the learner's, keeping outputs that still hold; else build/KIND")
+        one.add_argument("--execute", action="store_true", help="the same as the command notebooks")
+
+
+def _lessons(one: argparse.ArgumentParser) -> None:
+    one.add_argument("lessons", nargs="*", metavar="NN", help="01, 1 or 01_loss_derivation; default: all")
+
+
+def select(root: Path, words: list[str]) -> list[str]:
+    """Lesson ids from what a person types, in the order of the course.
+
+    Raises:
+        SystemExit: status 2, with one line, for a lesson that does not exist.
+    """
+    from sslcourse.teaching import claims
+
+    known = claims.lessons(root)
+    names = {alias: lesson for lesson in known for alias in (lesson, lesson[:2], str(int(lesson[:2])))}
+    for word in words:
+        if word not in names:
+            print(f"there is no lesson {word!r}; known: {', '.join(known) or 'none'}", file=sys.stderr)
+            raise SystemExit(2)
+    return sorted({names[word] for word in words}) or known
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from sslcourse import doctor
+
+    return doctor.main(arguments)
+
+
+def _lab(arguments: argparse.Namespace) -> int:
+    from sslcourse.teaching import lab
+
+    return lab.main(arguments)
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    from sslcourse import pretrain_cli
+
+    return pretrain_cli.main(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    lessons = select(ROOT, arguments.lessons)
+    from sslcourse.teaching import run
+
+    return run.run(ROOT, lessons, arguments.profile, arguments.kind, arguments.out)
+
+
+def _notebooks(arguments: argparse.Namespace) -> int:
+    lessons = select(ROOT, arguments.lessons)
+    from sslcourse.teaching import run
+
+    return run.store(ROOT, lessons)
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from sslcourse.teaching import build
+
+    words = list(arguments.words)
+    kind = words.pop(0) if words and words[0] in build.KINDS else "learner"
+    lessons = select(ROOT, words)
+    if arguments.execute:
+        return _notebooks(argparse.Namespace(lessons=lessons))
+    for lesson in lessons:
+        if kind == "learner" and arguments.out is None:
+            kept = build.write_learner(ROOT, lesson)
+            print(f"notebooks/{lesson}.ipynb" + ("" if kept else ": its code has no outputs yet"))
+        else:
+            path = (arguments.out or ROOT / "build" / kind) / f"{lesson}.ipynb"
+            build.save(build.build(ROOT, lesson, kind), path)
+            print(path)
+    return 0
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    from sslcourse.teaching import build
+
+    found = build.gate(ROOT)
+    for line in found:
+        print(line, file=sys.stderr)
+    lessons = len(build.claims.lessons(ROOT))
+    print(f"gate: {len(found)} problems" if found else f"gate: {lessons} lessons, nothing to say")
+    return int(bool(found))

@@ -1,0 +1,199 @@
+"""The alarm works: each fault is planted in a scratch copy that is green without it, and must turn it red."""
+
+import json
+
+import nbformat
+import pytest
+from test_exercises import let_through
+
+from sslcourse.teaching import claims
+from sslcourse.teaching.checks import Wrong, grade, grader
+from sslcourse.teaching.checks import _graders as graders
+
+MARK = "# planted faults go below this line"
+
+
+@pytest.fixture(scope="module")
+def green_run(stored_course):
+    """The unplanted lesson, run once: the teacher's notebook in quick."""
+    outcome = stored_course.run()
+    assert outcome.problems == []
+    assert (outcome.held, outcome.claimed, outcome.passed, outcome.checks) == (3, 4, 1, 1)
+    return outcome
+
+
+def red(course, fragment: str, **how) -> None:
+    outcome = course.run(**how)
+    assert outcome.red
+    assert any(fragment in problem for problem in outcome.problems), outcome.problems
+
+
+# -- faults that a run must find ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fragment"),
+    [
+        pytest.param(MARK, "1 / 0", "ZeroDivisionError", id="a cell raises"),
+        pytest.param("numbers = [1, 2, 3]", "numbers = [1, 2, 4]", "'tiny-sum': ✗ missed", id="claim out of bounds"),
+        pytest.param('lesson.record("tiny-count", len(numbers))\n', "", "'tiny-count': ✗ unrecorded",
+                     id="claim never recorded"),
+        pytest.param("lesson.claims()", "pass", "did not come to lesson.claims()", id="claims never shown"),
+        pytest.param("lesson.claims()", "try:\n    lesson.claims()\nexcept AssertionError:\n    pass\n"
+                     "lesson.values.clear(); lesson.claims()", "✗ unrecorded", id="failed claims swallowed"),
+        pytest.param("memory_mb: 1500", "memory_mb: 50", "over its memory budget", id="over its memory"),
+        pytest.param("minutes: 1.0", "minutes: 0.001", "over 2 times its minutes", id="far over its minutes"),
+        pytest.param(MARK, "import socket; socket.create_connection(('192.0.2.1', 80), timeout=3)",
+                     "connection to 192.0.2.1 refused", id="connects to another machine"),
+        pytest.param(MARK, "import urllib.request; urllib.request.urlopen('https://example.org/data.txt')",
+                     "connection to example.org refused", id="downloads"),
+        pytest.param(MARK, "from huggingface_hub import hf_hub_download; hf_hub_download('bert-base-uncased', 'a.json')",
+                     "a cell raised", id="downloads from the hub"),
+        pytest.param(MARK, "import socket\ntry:\n    socket.create_connection(('192.0.2.1', 80))\n"
+                     "except OSError:\n    pass", "it tried the network: 192.0.2.1", id="swallowed download"),
+        pytest.param("return (rows.logsumexp(-1) - right).mean()", "return ...", "not attempted",
+                     id="unattempted exercise in the teacher's run"),
+        pytest.param("- right).mean()", "- right).sum()", "Exercise 1.1", id="wrong solution"),
+    ],
+)  # fmt: skip
+def test_a_run_is_red(green_run, tiny, old, new, fragment):
+    tiny.plant(old, new)
+    red(tiny, fragment)
+
+
+def test_a_learners_run_is_green_without_answers_and_red_with_one(tiny):
+    assert tiny.run(kind="learner").problems == []
+    tiny.plant('check("1.1", masked_mean_loss)', "print('passed')\ncheck(\"1.1\", lambda logits, labels: 0.0)")
+    red(tiny, "should say 'not attempted'", kind="learner")
+
+
+# -- faults that the gate must find ------------------------------------------------------------------------------------
+
+
+def test_the_gate_is_green_on_what_was_stored(stored):
+    assert stored.gate() == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fragment"),
+    [
+        pytest.param("numbers = [1, 2, 3]", "numbers = [2, 2, 2]", "stale", id="code changed"),
+        pytest.param("the sum was", "the grand sum was", "source differs", id="prose changed"),
+        pytest.param('tags=["check", "nbval-check-output"]', 'tags=["check"]', "metadata differs", id="tag changed"),
+        pytest.param("minutes: 1.0", "minutes: 2.0", "metadata differ", id="budget changed"),
+        pytest.param("{{tiny-sum}}", "{{tiny-some}}", "did you mean 'tiny-sum'", id="prose prints an unknown claim"),
+        pytest.param("# %%\nlesson.claims()", "# %%\n'one more'\n\n# %%\nlesson.claims()", "cells", id="cell added"),
+    ],
+)
+def test_the_gate_is_red_when_the_source_moves_on(stored, old, new, fragment):
+    assert stored.gate() == []
+    stored.plant(old, new)
+    assert any(fragment in line for line in stored.gate()), stored.gate()
+
+
+def test_comments_and_docstrings_are_not_code(stored):
+    stored.plant(MARK, "# another comment")
+    stored.plant("Mean loss over", "The mean loss over")
+    assert not any("stale" in line for line in stored.gate())
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "fragment"),
+    [
+        ("claims", "value = 6", "value = 7", "'tiny-sum' is out of bounds: 6"),
+        ("claims", "max = 2.5", "max = 2.0", "'tiny-loss' is out of bounds: 2.25"),
+        ("claims", 'id = "tiny-count"', 'id = "tiny-number"', "'tiny-number' was never recorded"),
+        ("claims", 'kind = "measured"', 'kind = "mesured"', "claim 'tiny-loss': field 'kind'"),
+        ("ledger", '"profile": "full"', '"profile": "quick"', "not full"),
+        ("ledger", '"tiny-sum": 6.0', '"tiny-sum": NaN', "out of bounds"),
+        ("ledger", '"hash": "', '"hash": "0', "stale"),
+        ("notebook", "The masked mean", "The mean", "source differs"),
+        ("notebook", '"cells": [', '"cells": [{"cell_type": "raw", "id": "x", "metadata": {}, "source": []},', "cells"),
+    ],
+)
+def test_the_gate_is_red_when_a_file_is_changed(stored, path, old, new, fragment):
+    assert stored.gate() == []
+    stored.plant(old, new, getattr(stored, path))
+    assert any(fragment in line for line in stored.gate()), stored.gate()
+
+
+@pytest.mark.parametrize("path", ["ledger", "notebook", "claims"])
+def test_the_gate_is_red_when_a_file_is_absent(stored, path):
+    getattr(stored, path).unlink()
+    assert stored.gate()
+
+
+ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": ["no"]}
+STREAM = {"output_type": "stream", "name": "stdout"}
+
+
+@pytest.mark.parametrize(
+    ("output", "fragment"),
+    [
+        (ERROR, "stores an error: ValueError"),
+        ({**STREAM, "name": "stderr", "text": "a warning"}, "stores stderr"),
+        ({**STREAM, "text": "saved in /home/me/model"}, "stores an absolute path"),
+        ({**STREAM, "text": "<object at 0x7f1234567890>"}, "stores a memory address"),
+    ],
+)
+def test_the_gate_is_red_for_what_must_not_be_stored(stored, output, fragment):
+    notebook = nbformat.read(stored.notebook, as_version=4)
+    notebook.cells[3].outputs.append(nbformat.from_dict(output))
+    nbformat.write(notebook, stored.notebook)
+    assert any(fragment in line for line in stored.gate()), stored.gate()
+
+
+@pytest.mark.parametrize("fault", ["papermill", "widgets", "not run", "no verdict"])
+def test_the_gate_is_red_for_other_traces(stored, fault):
+    notebook = json.loads(stored.notebook.read_text())
+    check = next(cell for cell in notebook["cells"] if "check" in cell["metadata"].get("tags", []))
+    if fault == "not run":
+        check["execution_count"] = None
+    elif fault == "no verdict":
+        check["outputs"] = []
+    else:
+        notebook["metadata"][fault] = {}
+    stored.notebook.write_text(json.dumps(notebook))
+    assert stored.gate()
+
+
+def test_a_changed_module_makes_the_ledger_stale(stored):
+    """A lesson's numbers come from the package too; its docstrings do not count."""
+    package = stored.root / "sslcourse"
+    for name, text in (("__init__", ""), ("teaching/__init__", ""), ("teaching/lesson", '"""Doc."""\nSEED = 0\n')):
+        path = package / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    before = claims.code_hash(stored.root, stored.lesson)
+    lesson = package / "teaching" / "lesson.py"
+    lesson.write_text('"""Other words."""\nSEED = 0  # why\n')
+    assert claims.code_hash(stored.root, stored.lesson) == before
+    lesson.write_text('"""Other words."""\nSEED = 1\n')
+    assert claims.code_hash(stored.root, stored.lesson) != before
+
+
+# -- a grader that lets a mutant through -------------------------------------------------------------------------------
+
+
+def test_a_grader_that_lets_a_mutant_through_is_found(monkeypatch):
+    def doubles(x):
+        return x + x
+
+    def strict(answer, rng):
+        number = rng.integer(3, 9)
+        if answer(number) != number**2:
+            raise Wrong("that is not the square")
+
+    def sleepy(answer, rng):
+        number = rng.integer(2, 9)
+        if number > 2 and answer(number) != number**2:  # says nothing about 2, where both agree
+            raise Wrong("that is not the square")
+
+    monkeypatch.setitem(graders, "99.1", None)
+    mutants = {"doubles": (doubles, "not the square")}
+    grader("99.1")(strict)
+    assert grade("99.1", lambda x: x * x).status == "passed"
+    assert let_through("99.1", mutants) == []
+    assert let_through("99.1", {"doubles": (doubles, "another message")}) != []
+    grader("99.1")(sleepy)
+    assert let_through("99.1", mutants) != []
