@@ -125,8 +125,10 @@ class Store:
         saved = json.loads((self.checkpoint / "state.json").read_text(encoding="utf-8"))
         for key, value in json.loads(json.dumps(identity)).items():
             if saved["identity"][key] != value:
-                raise ValueError(f"the checkpoint in {str(self.partial)!r} has another {key} than this run; "
-                                 "resume with the same arguments, or delete it and start anew")
+                raise ValueError(
+                    f"the checkpoint in {str(self.partial)!r} has another {key} than this run; "
+                    "resume with the same arguments, or delete it and start anew"
+                )
         device = next(model.parameters()).device
         for name, weight in load_file(self.checkpoint / "model.safetensors").items():
             model.get_parameter(name).data.copy_(weight)
@@ -172,5 +174,3 @@ def fingerprint(texts: Sequence[str], held_out: Sequence[str]) -> str:
     for text in (*texts, "\0", *held_out):
         digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
-
-

@@ -68,7 +68,10 @@ class Attention(nn.Module):
         self.Wo = _linear(config.hidden_size, config.hidden_size, start=init.zeros_)
 
     def forward(
-        self, x: Float[Tensor, "batch seq hidden"], rotary: tuple[Tensor, Tensor], mask: Bool[Tensor, "batch 1 q k"] | None
+        self,
+        x: Float[Tensor, "batch seq hidden"],
+        rotary: tuple[Tensor, Tensor],
+        mask: Bool[Tensor, "batch 1 q k"] | None,
     ) -> Float[Tensor, "batch seq hidden"]:
         batch, seq, hidden = x.shape
         query, key, value = self.Wqkv(x).view(batch, seq, 3, self.heads, -1).transpose(1, 3).unbind(2)
@@ -245,7 +248,7 @@ class EncoderForMaskedLM(_Pretrained):
         return F.cross_entropy(logits, targets, reduction="sum"), len(targets)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As in ``transformers``, under the stock class's name, so that nothing of this package is needed to load it."""
+        """As in ``transformers``, under the stock class's name, so that it loads without this package."""
         super().save_pretrained(save_directory, **kwargs)
         path = Path(save_directory) / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -287,15 +290,28 @@ def _norm(config: ModernBertConfig) -> nn.LayerNorm:
 
 def _refuse_what_is_left_out(config: ModernBertConfig) -> None:
     if config.hidden_size % config.num_attention_heads or config.hidden_size // config.num_attention_heads % 2:
-        raise ValueError(f"hidden_size={config.hidden_size} must split into num_attention_heads="
-                         f"{config.num_attention_heads} heads of an even size")
+        raise ValueError(
+            f"hidden_size={config.hidden_size} must split into num_attention_heads="
+            f"{config.num_attention_heads} heads of an even size"
+        )
     if set(config.layer_types) != {"full_attention"}:
-        raise ValueError(f"layer_types={config.layer_types} asks for sliding windows; this encoder has full attention only. "
-                         "Load the model with transformers.AutoModelForMaskedLM instead")
-    for name in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias", "attention_dropout", "mlp_dropout",
-                 "embedding_dropout"):
+        raise ValueError(
+            f"layer_types={config.layer_types} asks for sliding windows; this encoder has full attention only. "
+            "Load the model with transformers.AutoModelForMaskedLM instead"
+        )
+    for name in (
+        "attention_bias",
+        "mlp_bias",
+        "norm_bias",
+        "classifier_bias",
+        "attention_dropout",
+        "mlp_dropout",
+        "embedding_dropout",
+    ):
         if getattr(config, name):
-            raise ValueError(f"{name}={getattr(config, name)} is not part of this encoder; set it to 0, or load the model "
-                             "with transformers.AutoModelForMaskedLM")
+            raise ValueError(
+                f"{name}={getattr(config, name)} is not part of this encoder; set it to 0, or load the model "
+                "with transformers.AutoModelForMaskedLM"
+            )
     if not config.decoder_bias or not config.tie_word_embeddings:
         raise ValueError("decoder_bias and tie_word_embeddings must stay true: the output shares the embeddings")

@@ -38,13 +38,17 @@ class MarkovSource:
     def __init__(self, transition: Float[Tensor, "V V"], initial: Float[Tensor, " V"] | None = None) -> None:
         self.transition = torch.as_tensor(transition, dtype=torch.float64)
         if self.transition.ndim != 2 or self.transition.shape[0] != self.transition.shape[1]:
-            raise ValueError(f"transition of shape {tuple(self.transition.shape)} is not a square matrix; row v holds "
-                             "the distribution of the token after v")
+            raise ValueError(
+                f"transition of shape {tuple(self.transition.shape)} is not a square matrix; row v holds "
+                "the distribution of the token after v"
+            )
         _check_distributions("transition", self.transition)
         self.initial = stationary(self.transition) if initial is None else torch.as_tensor(initial, dtype=torch.float64)
         if self.initial.shape != self.transition.shape[:1]:
-            raise ValueError(f"initial of shape {tuple(self.initial.shape)} does not fit transition of shape "
-                             f"{tuple(self.transition.shape)}; give one probability a token")
+            raise ValueError(
+                f"initial of shape {tuple(self.initial.shape)} does not fit transition of shape "
+                f"{tuple(self.transition.shape)}; give one probability a token"
+            )
         _check_distributions("initial", self.initial)
 
     @property
@@ -85,8 +89,10 @@ class MarkovSource:
         before, after = self._messages(mixture)
         joint = before * mixture * after
         if not bool((joint.sum(-1) > 0).all()):
-            raise ValueError("inputs cannot come from this source under this masking (probability 0); "
-                             "check ids, transition and rates")
+            raise ValueError(
+                "inputs cannot come from this source under this masking (probability 0); "
+                "check ids, transition and rates"
+            )
         if scored:
             given_scored = before * selected * after
             joint = torch.where(given_scored.sum(-1, keepdim=True) > 0, given_scored, joint)
@@ -127,8 +133,10 @@ class MarkovSource:
         posterior = self.masked_posterior(inputs, **rates)
         losses = -posterior[masked].gather(-1, targets[:, None]).squeeze(-1).log()
         if not bool(torch.isfinite(losses).all()):
-            raise ValueError("labels hold a token that has probability 0 given the inputs; pass the rates that the "
-                             "inputs were masked with, and the source that they came from")
+            raise ValueError(
+                "labels hold a token that has probability 0 given the inputs; pass the rates that the "
+                "inputs were masked with, and the source that they came from"
+            )
         return losses
 
     def _emissions(

@@ -70,8 +70,10 @@ def mlm_loss_grad(
 def _masked(logits: Tensor, labels: Tensor) -> Tensor:
     """Where labels are scored, once shapes and labels are known to fit."""
     if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"logits of shape {tuple(logits.shape)} need labels of shape {tuple(logits.shape[:-1])}, "
-                         f"got {tuple(labels.shape)}")
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} need labels of shape {tuple(logits.shape[:-1])}, "
+            f"got {tuple(labels.shape)}"
+        )
     masked = labels != IGNORE
     targets = labels[masked]
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[-1]:

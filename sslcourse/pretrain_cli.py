@@ -26,8 +26,13 @@ class UsageError(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m sslcourse pretrain``."""
-    parser.add_argument("--text", nargs="+", required=True, metavar="FILE",
-                        help=f"{WHAT}; with SSLCOURSE_ONLINE=1 also the name of a data set on the Hugging Face hub")
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help=f"{WHAT}; with SSLCOURSE_ONLINE=1 also the name of a data set on the Hugging Face hub",
+    )
     parser.add_argument("--field", help="which field of .jsonl or column of .parquet holds the text (default: text)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the model; must not exist or be empty")
     budget = parser.add_mutually_exclusive_group()
@@ -39,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequence-length", type=_positive(int), default=128, help="tokens a row (default: 128)")
     parser.add_argument("--batch-size", type=_positive(int), default=32, help="rows a step (default: 32)")
     parser.add_argument("--learning-rate", type=_positive(float), help="default: chosen for the hidden size")
-    parser.add_argument("--mask-rate", type=_rate, default=0.15)
+    parser.add_argument("--mask-rate", type=_rate, default=0.3, help="in training; evaluation is at 0.15 (default: 0.3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluations", type=_positive(int), default=10, help="held-out losses shown (default: 10)")
     parser.add_argument("--patience", type=_positive(int), help="stop after this many evaluations without a gain")
@@ -59,8 +64,11 @@ def main(arguments: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt:
         partial = Path(f"{arguments.out}.partial")
-        kept = f"{partial} holds the last checkpoint; the same command with --resume goes on" if partial.exists() else \
-            "there was no checkpoint yet, and nothing is left behind"
+        kept = (
+            f"{partial} holds the last checkpoint; the same command with --resume goes on"
+            if partial.exists()
+            else "there was no checkpoint yet, and nothing is left behind"
+        )
         print(f"pretrain: stopped; {kept}", file=sys.stderr)
         return 130
     return 0
@@ -75,8 +83,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
     heads = max(1, arguments.hidden_size // 64)
     if arguments.hidden_size % (2 * heads):
-        raise UsageError(f"--hidden-size {arguments.hidden_size} does not split into {heads} heads of an even size; "
-                         f"try {max(64, round(arguments.hidden_size / 64) * 64)}")
+        raise UsageError(
+            f"--hidden-size {arguments.hidden_size} does not split into {heads} heads of an even size; "
+            f"try {max(64, round(arguments.hidden_size / 64) * 64)}"
+        )
     recipe = Recipe(
         vocab_size=arguments.vocab_size,
         hidden_size=arguments.hidden_size,
@@ -104,15 +114,19 @@ def _run(arguments: argparse.Namespace) -> None:
         tensorboard=arguments.tensorboard,
         on_evaluation=_show,
     )
-    print(f"Best held-out loss {run.loss:.3f} nats a masked token, 15 % masks. Written to {arguments.out}; open it with\n"
-          f"  transformers.AutoModelForMaskedLM.from_pretrained({arguments.out!r})")
+    print(
+        f"Best held-out loss {run.loss:.3f} nats a masked token, 15 % masks. Written to {arguments.out}; open it with\n"
+        f"  transformers.AutoModelForMaskedLM.from_pretrained({arguments.out!r})"
+    )
 
 
 def _show(row: dict[str, float]) -> None:
     from tqdm import tqdm
 
-    tqdm.write(f"step {row['step']:>6,}  {row['seconds']:>7.1f} s  train {row['train_loss']:.3f}  "
-               f"held-out {row['loss']:.3f} nats  accuracy {row['accuracy']:.1%}")
+    tqdm.write(
+        f"step {row['step']:>6,}  {row['seconds']:>7.1f} s  train {row['train_loss']:.3f}  "
+        f"held-out {row['loss']:.3f} nats  accuracy {row['accuracy']:.1%}"
+    )
 
 
 def default_learning_rate(hidden_size: int) -> float:
@@ -153,10 +167,14 @@ def split(texts: Sequence[str], seed: int, least: int = 0) -> tuple[list[str], l
         held_out.add(number)
         characters += len(texts[number])
     if 2 * len(held_out) > len(texts):
-        raise UsageError(f"the text is too short ({sum(map(len, texts)):,} characters): there is too little for one batch "
-                         "and a part held out; give more text, or a shorter --sequence-length")
-    return ([text for i, text in enumerate(texts) if i not in held_out],
-            [text for i, text in enumerate(texts) if i in held_out])
+        raise UsageError(
+            f"the text is too short ({sum(map(len, texts)):,} characters): there is too little for one batch "
+            "and a part held out; give more text, or a shorter --sequence-length"
+        )
+    return (
+        [text for i, text in enumerate(texts) if i not in held_out],
+        [text for i, text in enumerate(texts) if i in held_out],
+    )
 
 
 def _pieces(text: str, words: int = 200) -> list[str]:
@@ -205,7 +223,9 @@ def _read_file(file: Path, field: str | None) -> Iterator[str]:
     elif suffix == ".parquet":
         documents = _read_parquet(file, field or "text")
     else:
-        raise UsageError(f"--text {file}: {suffix or 'a file without ending'} is not a format that is read; give a {WHAT}")
+        raise UsageError(
+            f"--text {file}: {suffix or 'a file without ending'} is not a format that is read; give a {WHAT}"
+        )
     yield from (document for document in documents if document.strip())
 
 
@@ -220,8 +240,9 @@ def _decode(file: Path) -> str:
     try:
         return data.decode(encoding).replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise UsageError(f"--text {file}: is not UTF-8 (byte {error.start}); convert it, for example with "
-                         f"iconv -f LATIN1 -t UTF-8") from error
+        raise UsageError(
+            f"--text {file}: is not UTF-8 (byte {error.start}); convert it, for example with iconv -f LATIN1 -t UTF-8"
+        ) from error
 
 
 def _read_jsonl(file: Path, field: str) -> Iterator[str]:
@@ -243,7 +264,9 @@ def _read_parquet(file: Path, field: str) -> Iterator[str]:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise UsageError(f"--text {file}: reading .parquet needs the package pyarrow; install it, or give .jsonl") from error
+        raise UsageError(
+            f"--text {file}: reading .parquet needs the package pyarrow; install it, or give .jsonl"
+        ) from error
     try:
         table = parquet.ParquetFile(file)
         names = table.schema_arrow.names
@@ -272,7 +295,9 @@ def _from_hub(name: str, field: str) -> Iterator[str]:
     try:
         rows = load_dataset(name, split="train")
     except Exception as error:  # the hub's client raises many kinds; each is the user's to read
-        raise UsageError(f"--text {name}: could not be loaded from the hub ({type(error).__name__}: {error})") from error
+        raise UsageError(
+            f"--text {name}: could not be loaded from the hub ({type(error).__name__}: {error})"
+        ) from error
     if field not in rows.column_names:
         raise UsageError(f"--field {field}: no such column in {name}; it has {', '.join(rows.column_names)}")
     yield from (_text(value, f"a row of {name}", field) for value in rows[field])

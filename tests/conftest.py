@@ -10,7 +10,7 @@ import pytest
 os.environ.update({"MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"})
 sys.path.insert(0, str(Path(__file__).parent))  # tests may import each other's helpers
 
-from sslcourse.teaching import offline  # noqa: E402
+from sslcourse.teaching import offline
 
 offline.guard()
 

@@ -22,49 +22,54 @@ def green_run(stored_course):
     return outcome
 
 
-def red(course, fragment: str, **how) -> None:
-    outcome = course.run(**how)
-    assert outcome.red
-    assert any(fragment in problem for problem in outcome.problems), outcome.problems
-
-
 # -- faults that a run must find ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "fragment"),
-    [
-        pytest.param(MARK, "1 / 0", "ZeroDivisionError", id="a cell raises"),
-        pytest.param("numbers = [1, 2, 3]", "numbers = [1, 2, 4]", "'tiny-sum': ✗ missed", id="claim out of bounds"),
-        pytest.param('lesson.record("tiny-count", len(numbers))\n', "", "'tiny-count': ✗ unrecorded",
-                     id="claim never recorded"),
-        pytest.param("lesson.claims()", "pass", "did not come to lesson.claims()", id="claims never shown"),
-        pytest.param("lesson.claims()", "try:\n    lesson.claims()\nexcept AssertionError:\n    pass\n"
-                     "lesson.values.clear(); lesson.claims()", "✗ unrecorded", id="failed claims swallowed"),
-        pytest.param("memory_mb: 1500", "memory_mb: 50", "over its memory budget", id="over its memory"),
-        pytest.param("minutes: 1.0", "minutes: 0.001", "over 2 times its minutes", id="far over its minutes"),
-        pytest.param(MARK, "import socket; socket.create_connection(('192.0.2.1', 80), timeout=3)",
-                     "connection to 192.0.2.1 refused", id="connects to another machine"),
-        pytest.param(MARK, "import urllib.request; urllib.request.urlopen('https://example.org/data.txt')",
-                     "connection to example.org refused", id="downloads"),
-        pytest.param(MARK, "from huggingface_hub import hf_hub_download; hf_hub_download('bert-base-uncased', 'a.json')",
-                     "a cell raised", id="downloads from the hub"),
-        pytest.param(MARK, "import socket\ntry:\n    socket.create_connection(('192.0.2.1', 80))\n"
-                     "except OSError:\n    pass", "it tried the network: 192.0.2.1", id="swallowed download"),
-        pytest.param("return (rows.logsumexp(-1) - right).mean()", "return ...", "not attempted",
-                     id="unattempted exercise in the teacher's run"),
-        pytest.param("- right).mean()", "- right).sum()", "Exercise 1.1", id="wrong solution"),
-    ],
-)  # fmt: skip
-def test_a_run_is_red(green_run, tiny, old, new, fragment):
-    tiny.plant(old, new)
-    red(tiny, fragment)
+WRONG_SUM = ("numbers = [1, 2, 3]", "numbers = [1, 2, 4]")
+NO_COUNT = ('lesson.record("tiny-count", len(numbers))\n', "")
+SWALLOW = "try:\n    {}\nexcept {}:\n    pass"
+FAULTS = {
+    # what is planted: replacements in the source, what the run must say
+    "a cell raises": ([(MARK, "1 / 0")], ["ZeroDivisionError", "1 / 0"]),
+    "claims out of bounds, and never recorded": (
+        [WRONG_SUM, NO_COUNT],
+        ["UnsupportedClaimError", "'tiny-sum': ✗ missed", "'tiny-count': ✗ unrecorded"]),
+    "the same, swallowed": (
+        [WRONG_SUM, NO_COUNT, ("lesson.claims()", SWALLOW.format("lesson.claims()", "AssertionError"))],
+        ["'tiny-sum': ✗ missed", "'tiny-count': ✗ unrecorded"]),
+    "claims never shown": ([("lesson.claims()", "pass")], ["did not come to lesson.claims()"]),
+    "over its memory, and far over its minutes": (
+        [("memory_mb: 1500", "memory_mb: 50"), ("minutes: 1.0", "minutes: 0.001")],
+        ["over its memory budget", "over 2 times its minutes"]),
+    "connects to another machine": (
+        [(MARK, "import socket; socket.create_connection(('192.0.2.1', 80), timeout=3)")],
+        ["connection to 192.0.2.1 refused"]),
+    "downloads from the hub": (
+        [(MARK, "import huggingface_hub as hub; hub.hf_hub_download('bert-base-uncased', 'a')")],
+        ["a cell raised LocalEntryNotFoundError"]),
+    "a download that is swallowed": (
+        [(MARK, "from urllib.request import urlopen\n" + SWALLOW.format("urlopen('https://example.org/')", "OSError"))],
+        ["it tried the network: example.org"]),
+    "an unattempted exercise": (
+        [("return (rows.logsumexp(-1) - right).mean()", "return ...")],
+        ["a cell raised CheckFailed", "Exercise 1.1: not attempted yet"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_run_is_red(green_run, tiny, fault):
+    replacements, said = FAULTS[fault]
+    for old, new in replacements:
+        tiny.plant(old, new)
+    outcome = tiny.run()
+    assert outcome.red
+    assert all(fragment in "\n".join(outcome.problems) for fragment in said), outcome.problems
 
 
 def test_a_learners_run_is_green_without_answers_and_red_with_one(tiny):
     assert tiny.run(kind="learner").problems == []
     tiny.plant('check("1.1", masked_mean_loss)', "print('passed')\ncheck(\"1.1\", lambda logits, labels: 0.0)")
-    red(tiny, "should say 'not attempted'", kind="learner")
+    assert "should say 'not attempted yet'" in "\n".join(tiny.run(kind="learner").problems)
 
 
 # -- faults that the gate must find ------------------------------------------------------------------------------------

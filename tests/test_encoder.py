@@ -12,8 +12,12 @@ from sslcourse import tokenizer as wordpiece
 from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM, rotary_tables, rotate
 from sslcourse.masking import IGNORE, MaskedLMDataset, isolation_mask
 
-TEXTS = ["the capital of the country is a large port on the river", "exports of oil and gas fell in the last year",
-         "the president is elected by popular vote for a five-year term", "mild winters, hot summers with little rain"]
+TEXTS = [
+    "the capital of the country is a large port on the river",
+    "exports of oil and gas fell in the last year",
+    "the president is elected by popular vote for a five-year term",
+    "mild winters, hot summers with little rain",
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,9 @@ def test_weights_start_where_the_layers_say():
         bound = 128**-0.5
         for weight in (layer.attn.Wqkv.weight, layer.mlp.Wi.weight):
             assert weight.abs().max() <= bound
-            assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)  # uniform; 0.5 % is its sampling error
+            assert weight.std().item() == pytest.approx(
+                bound / 3**0.5, rel=0.03
+            )  # uniform; 0.5 % is its sampling error
     assert torch.equal(model.head.dense.weight, torch.eye(128))
 
 
@@ -95,8 +101,16 @@ def test_fill_mask_pipeline(model, tokenizer):
 
 def test_trainer_trains_and_evaluates(model, tokenizer, tmp_path):
     data = MaskedLMDataset(TEXTS * 8, tokenizer, max_length=24, mask_rate=0.3, dynamic=False)
-    arguments = TrainingArguments(output_dir=str(tmp_path), max_steps=20, learning_rate=3e-3, report_to=[], use_cpu=True,
-                                  per_device_train_batch_size=8, disable_tqdm=True, save_strategy="no")
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=20,
+        learning_rate=3e-3,
+        report_to=[],
+        use_cpu=True,
+        per_device_train_batch_size=8,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
     trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -111,7 +125,9 @@ def test_accelerate_trains(model, tokenizer):
     accelerator = Accelerator(cpu=True)
     data = MaskedLMDataset(TEXTS * 4, tokenizer, max_length=24, mask_rate=0.3, dynamic=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    prepared, optimizer, loader = accelerator.prepare(model, optimizer, torch.utils.data.DataLoader(data, batch_size=16))
+    prepared, optimizer, loader = accelerator.prepare(
+        model, optimizer, torch.utils.data.DataLoader(data, batch_size=16)
+    )
     prepared.train()
     losses = []
     for _ in range(15):

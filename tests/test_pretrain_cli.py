@@ -11,8 +11,22 @@ from sslcourse.cli import main
 
 WORDS = "the old river town has a mill and a market where grain bread and stone are sold in winter".split()
 DOCUMENTS = [" ".join(WORDS[(i * j + i) % len(WORDS)] for j in range(40)) for i in range(1, 150)]
-SMALL = ["--steps", "3", "--batch-size", "4", "--sequence-length", "32", "--vocab-size", "200", "--hidden-size", "64",
-         "--layers", "1", "--evaluations", "1"]
+SMALL = [
+    "--steps",
+    "3",
+    "--batch-size",
+    "4",
+    "--sequence-length",
+    "32",
+    "--vocab-size",
+    "200",
+    "--hidden-size",
+    "64",
+    "--layers",
+    "1",
+    "--evaluations",
+    "1",
+]
 
 
 def pretrain(*arguments):
@@ -27,7 +41,9 @@ def write(path, kind):
     if kind == "txt":
         path.write_text("\n\n".join(DOCUMENTS), encoding="utf-8")
     elif kind == "jsonl":
-        path.write_text("\n".join(json.dumps({"id": i, "body": text}) for i, text in enumerate(DOCUMENTS)), encoding="utf-8")
+        path.write_text(
+            "\n".join(json.dumps({"id": i, "body": text}) for i, text in enumerate(DOCUMENTS)), encoding="utf-8"
+        )
     else:
         import pyarrow
         from pyarrow import parquet
@@ -70,8 +86,12 @@ def test_a_folder_of_files_and_several_arguments(tmp_path, capsys):
 def test_steps_are_repeatable_across_processes(tmp_path):
     source = write(tmp_path / "text.txt", "txt")
     for name in ("a", "b"):
-        done = subprocess.run([sys.executable, "-m", "sslcourse", "pretrain", "--text", source, "--out", tmp_path / name, *SMALL],
-                              capture_output=True, text=True, timeout=180)
+        done = subprocess.run(
+            [sys.executable, "-m", "sslcourse", "pretrain", "--text", source, "--out", tmp_path / name, *SMALL],
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
     for file in ("model.safetensors", "tokenizer.json"):
@@ -120,7 +140,7 @@ def test_bad_input_gets_one_line_and_status_2_and_leaves_nothing(tmp_path, capsy
     (tmp_path / "empty").mkdir()
     source = make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    small = [word for word in SMALL]
+    small = list(SMALL)
     if "--minutes" in extra:
         small = small[2:]
     assert pretrain("--text", source, "--out", tmp_path / "new" / "out", *small, *extra) == 2
@@ -147,7 +167,9 @@ def test_an_output_that_is_taken_is_refused(tmp_path, capsys, kind):
     assert not (tmp_path / "out.partial").exists()
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc"), reason="needs a folder that refuses writing to root as well: Linux's /proc")
+@pytest.mark.skipif(
+    not os.path.isdir("/proc"), reason="needs a folder that refuses writing to root as well: Linux's /proc"
+)
 def test_an_output_that_cannot_be_written_is_refused(tmp_path, capsys):
     source = write(tmp_path / "text.txt", "txt")
     assert pretrain("--text", source, "--out", "/proc/out", *SMALL) == 2

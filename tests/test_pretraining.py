@@ -28,8 +28,16 @@ from sslcourse.pretraining import (
 WORDS = "river town mill grain bread stone bridge market school harbour ship road field winter rain".split()
 TEXTS = [" ".join(WORDS[(i * j + i) % len(WORDS)] for j in range(1, 30)) for i in range(1, 61)]
 HELD_OUT = [" ".join(WORDS[(i * j + 2) % len(WORDS)] for j in range(1, 30)) for i in range(3, 12)]
-RECIPE = Recipe(vocab_size=120, hidden_size=32, intermediate_size=64, layers=1, heads=1, sequence_length=32, batch_size=4,
-                precision="fp32")
+RECIPE = Recipe(
+    vocab_size=120,
+    hidden_size=32,
+    intermediate_size=64,
+    layers=1,
+    heads=1,
+    sequence_length=32,
+    batch_size=4,
+    precision="fp32",
+)
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +112,10 @@ def test_train_epoch_returns_the_mean_over_masked_positions():
     assert got == pytest.approx(want, abs=1e-6)  # a mean of batch means, or the empty batch's nan, would differ
 
 
-@pytest.mark.parametrize("function", [lambda m, d: evaluate(m, d), lambda m, d: train_epoch(
-    m, d, 2, torch.optim.SGD(m.parameters(), lr=0.1))])
+@pytest.mark.parametrize(
+    "function",
+    [lambda m, d: evaluate(m, d), lambda m, d: train_epoch(m, d, 2, torch.optim.SGD(m.parameters(), lr=0.1))],
+)
 def test_nothing_masked_is_an_error(function):
     rows, model = unequal_rows()
     rows.labels.fill_(IGNORE)
@@ -115,8 +125,9 @@ def test_nothing_masked_is_an_error(function):
 
 def test_train_epoch_works_with_the_library_model_and_learns(tokenizer):
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                        intermediate_size=64)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
     model = BertForMaskedLM(config)
     data = MaskedLMDataset(TEXTS, tokenizer, max_length=32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -265,7 +276,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tokenizer, tmp_path):
     drop = ("seconds", "train_loss")  # the clock differs; the loss since the last evaluation starts anew
     histories = [[{k: v for k, v in row.items() if k not in drop} for row in r.history] for r in (through, resumed)]
     assert histories[0] == histories[1]
-    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "through" / "model.safetensors").read_bytes()
+    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (
+        tmp_path / "through" / "model.safetensors"
+    ).read_bytes()
     assert not (tmp_path / "cut.partial").exists()
 
 
@@ -351,8 +364,17 @@ def test_a_full_folder_is_refused(tokenizer, tmp_path):
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("name", "value"), [("schedule", "steps"), ("precision", "fp8"), ("warmup", 1.0), ("layers", 0),
-                                             ("learning_rate", 0.0), ("learning_rate", float("nan"))])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("schedule", "steps"),
+        ("precision", "fp8"),
+        ("warmup", 1.0),
+        ("layers", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+    ],
+)
 def test_a_recipe_names_what_is_wrong_with_it(name, value):
     with pytest.raises(ValueError, match=f"{name}="):
         Recipe(**{name: value})

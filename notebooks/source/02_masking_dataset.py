@@ -197,7 +197,8 @@ lesson.record("split-names-by-passage", by_passage[1]);
 #
 # ## 3 · A tokenizer
 #
-# **Why pieces?** A vocabulary of words meets words it has never seen; a vocabulary of characters makes text long. WordPiece
+# **Why pieces?** A vocabulary of words meets words it has never seen; a vocabulary of characters makes text long.
+# WordPiece
 # starts from characters and *merges the pair of neighbours that occurs most often*, again and again.
 # `##` marks a piece that continues a word. Five words are enough to see it:
 
@@ -284,7 +285,8 @@ assert all(longest_first(word) == tokenizer.tokenize(word) for word in some_word
 print(f"{len(some_words)} words cut as the library cuts them; e.g. {longest_first('uninhabited')}")
 
 # %% [markdown]
-# **What did it buy?** Two dumb baselines: characters, and the 4,091 most frequent words. All three are measured on countries
+# **What did it buy?** Two dumb baselines: characters, and the 4,091 most frequent words. All three are measured on
+# countries
 # that none has seen. A token that is `[UNK]` is information thrown away.
 
 # %%
@@ -310,10 +312,12 @@ lesson.record("tokenizer-unknown", table["wordpiece"][1])
 lesson.record("tokenizer-word-unknown", table["words"][1]);
 
 # %% [markdown]
-# Words are longer but {{tokenizer-word-unknown}} of the held-out ones are unknown. Characters are all known but four times as many.
+# Words are longer but {{tokenizer-word-unknown}} of the held-out ones are unknown. Characters are all known but
+# four times as many.
 # Pieces are between: {{tokenizer-bytes-per-token}} bytes each, {{tokenizer-unknown}} unknown.
 #
-# Two properties are easily lost and cheap to test. The same text must give the same vocabulary, or a checkpoint does not fit
+# Two properties are easily lost and cheap to test. The same text must give the same vocabulary, or a checkpoint
+# does not fit
 # its tokenizer. And what is saved must open without this course.
 
 # %% tags=["nbval-check-output"]
@@ -411,10 +415,13 @@ lesson.record("masking-planted-p-value", p_value(classes(tape, *by_mistake), exp
 # ### Why 80/10/10, and not 100/0/0?
 #
 # Nobody writes `[MASK]` when they *use* the model. With 100/0/0, training never scores a token that the model can see,
-# so nothing asks for a good representation of it. Keeping some (10 %) scores visible tokens; alone, that teaches to copy.
-# Replacing some by random tokens makes copying wrong now and then, so a visible token must be *checked against its context*.
+# so nothing asks for a good representation of it. Keeping some (10 %) scores visible tokens; alone, that teaches to
+# copy.
+# Replacing some by random tokens makes copying wrong now and then, so a visible token must be *checked against its
+# context*.
 #
-# This is a claim about the best possible model, so we compute that model. For a Markov source, lesson 01's exact posterior
+# This is a claim about the best possible model, so we compute that model. For a Markov source, lesson 01's exact
+# posterior
 # says how much an ideal reader trusts the token it sees at a scored position:
 
 # %%
@@ -486,9 +493,12 @@ def corrupt(input_ids, selected, vocab_size, mask_token_id):
 check("2.1", corrupt)
 
 # %% [markdown] tags=["hints"]
-# <details><summary>Hint 1</summary> <code>torch.where(condition, a, b)</code> makes a new tensor; nothing is changed in place.</details>
-# <details><summary>Hint 2</summary> Draw one number in [0, 1) a position: below 0.8 is [MASK], from 0.8 to 0.9 is random.</details>
-# <details><summary>Hint 3</summary> <code>torch.randint(low, high, shape)</code> never returns <code>high</code>, so <code>high</code> is <code>vocab_size</code>.</details>
+# <details><summary>Hint 1</summary> <code>torch.where(condition, a, b)</code> makes a new tensor; nothing is
+# changed in place.</details>
+# <details><summary>Hint 2</summary> Draw one number in [0, 1) a position: below 0.8 is [MASK], from 0.8 to 0.9 is
+# random.</details>
+# <details><summary>Hint 3</summary> <code>torch.randint(low, high, shape)</code> never returns <code>high</code>,
+# so <code>high</code> is <code>vocab_size</code>.</details>
 
 # %% [markdown]
 # ### Exercise 2.2 — Select · ★☆☆ · 5 minutes
@@ -511,18 +521,22 @@ def select(input_ids, special_ids, mask_rate):
 check("2.2", select)
 
 # %% [markdown] tags=["hints"]
-# <details><summary>Hint 1</summary> <code>torch.rand(shape) &lt; rate</code> is true with probability <code>rate</code>, position by position.</details>
-# <details><summary>Hint 2</summary> <code>torch.isin(ids, torch.tensor(special_ids))</code> is true at special tokens; <code>~</code> negates it.</details>
+# <details><summary>Hint 1</summary> <code>torch.rand(shape) &lt; rate</code> is true with probability
+# <code>rate</code>, position by position.</details>
+# <details><summary>Hint 2</summary> <code>torch.isin(ids, torch.tensor(special_ids))</code> is true at special
+# tokens; <code>~</code> negates it.</details>
 
 # %% [markdown]
 # ### Three things most people get wrong
 #
 # > **"15 % of the tokens become `[MASK]`."** 15 % are *scored*; 12 % become `[MASK]`.
 # >
-# > **"The mask rate is a count."** It is a probability. A row of 100 tokens has 15 scored ones on average; between about 8 and 22 is ordinary.
+# > **"The mask rate is a count."** It is a probability. A row of 100 tokens has 15 scored ones on average; between
+# > about 8 and 22 is ordinary.
 # > Now and then a short text has none at all, which is why a mean over scored positions needs a guard.
 # >
-# > **"A random token is any id."** The library draws from the whole vocabulary, `[PAD]` and `[CLS]` included (section 8 counts them).
+# > **"A random token is any id."** The library draws from the whole vocabulary, `[PAD]` and `[CLS]` included
+# > (section 8 counts them).
 
 # %%
 rows_of_100 = tape[:100_000].view(-1, 100)
@@ -536,8 +550,10 @@ lesson.record("masking-row-spread", int(a_row.max() - a_row.min()));
 # %% [markdown]
 # ## 5 · Static or dynamic masks?
 #
-# Draw the masks once, when the data is prepared, and every epoch asks the same questions: **static**. Draw them anew each
-# time an item is read: **dynamic** (Liu et al. 2019, RoBERTa). The package's `MaskedLMDataset`, the class that the article
+# Draw the masks once, when the data is prepared, and every epoch asks the same questions: **static**. Draw them
+# anew each
+# time an item is read: **dynamic** (Liu et al. 2019, RoBERTa). The package's `MaskedLMDataset`, the class that the
+# article
 # meant, does either. We read items for ten epochs and count: how often did an item come with a
 # pattern of scored positions that it had before, and which share of its tokens has ever been scored?
 
@@ -567,7 +583,8 @@ def read_epochs(dynamic):
 # %% [markdown]
 # Dynamic masks repeat too, by luck. How often? An item of $n$ tokens has $\binom nk$ patterns with $k$ scored
 # tokens, each of probability $p_k = 0.15^k\,0.85^{\,n-k}$. A pattern turns up in $E$ epochs with probability
-# $1-(1-p_k)^E$, so the expected number of *different* patterns is $\sum_k \binom nk \left(1-(1-p_k)^E\right)$, and the rest
+# $1-(1-p_k)^E$, so the expected number of *different* patterns is $\sum_k \binom nk \left(1-(1-p_k)^E\right)$, and
+# the rest
 # of the $E$ are repeats.
 
 # %%
@@ -602,11 +619,14 @@ plots.show(figure, alt="Two line charts over ten epochs: static masks repeat eve
                        "dynamic masks seldom repeat and reach 80 %; both dynamic curves lie on the expected ones.")
 
 # %% [markdown]
-# **What to see:** left, with static masks every epoch after the first repeats. Right, {{masking-static-coverage}} of the
-# tokens are ever scored, against {{masking-dynamic-coverage}} with dynamic masks. The dotted lines are computed, not fitted.
+# **What to see:** left, with static masks every epoch after the first repeats. Right, {{masking-static-coverage}}
+# of the
+# tokens are ever scored, against {{masking-dynamic-coverage}} with dynamic masks. The dotted lines are computed,
+# not fitted.
 #
 # A trap when you write your own: a `DataLoader` with workers starts each epoch from a *copy* of the dataset. A
-# counter of epochs inside it is forgotten, and "dynamic" masks are silently static. `MaskedLMDataset` therefore mixes in the
+# counter of epochs inside it is forgotten, and "dynamic" masks are silently static. `MaskedLMDataset` therefore
+# mixes in the
 # worker's own seed; a test reads two epochs with two workers.
 #
 # ## 6 · Whole words and spans
@@ -629,8 +649,10 @@ for word, group in itertools.groupby(zip(encoded.word_ids(), selected), key=lamb
     assert len({chosen for _, chosen in group}) == 1
 
 # %% [markdown]
-# The package does it for a batch (`select_whole_words`), and draws spans of neighbouring tokens too (`select_spans`, after
-# SpanBERT: lengths are geometric, three tokens on average). Only the first decision changes; 80/10/10 comes afterwards as before.
+# The package does it for a batch (`select_whole_words`), and draws spans of neighbouring tokens too
+# (`select_spans`, after
+# SpanBERT: lengths are geometric, three tokens on average). Only the first decision changes; 80/10/10 comes
+# afterwards as before.
 
 # %%
 special = torch.tensor(tokenizer.get_special_tokens_mask(encoded["input_ids"], already_has_special_tokens=True)).bool()[None]
@@ -653,10 +675,12 @@ plots.show(figure, alt="One sentence, three rows: scored tokens are scattered an
                        "words in the second, and form runs in the third.")
 
 # %% [markdown]
-# **What to see:** grey lines are word borders. Single tokens cut words apart, whole words fill the space between two borders,
+# **What to see:** grey lines are word borders. Single tokens cut words apart, whole words fill the space between
+# two borders,
 # spans run across borders. (25 % here, to have something to look at.)
 #
-# Two numbers on real text, at 15 %: which share of tokens is scored, and of the scored *pieces of longer words*, how many
+# Two numbers on real text, at 15 %: which share of tokens is scored, and of the scored *pieces of longer words*,
+# how many
 # have a visible piece of their own word beside them?
 
 # %%
@@ -687,7 +711,8 @@ lesson.record("masking-sibling-tokens", shares["tokens"][1])
 lesson.record("masking-sibling-words", shares["whole words"][1]);
 
 # %% [markdown]
-# Does a visible piece give the answer away? Ask the dumbest possible reader: a table, made from training text, of the most
+# Does a visible piece give the answer away? Ask the dumbest possible reader: a table, made from training text, of
+# the most
 # frequent filler for each word with one hole. It reads no context at all.
 
 # %%
@@ -722,7 +747,8 @@ lesson.record("masking-piece-baseline", without);
 #
 # ### Exercise 2.3 — Whole words, for a batch · ★★★ · 15 minutes
 #
-# Word numbers start again in every row. Word 3 of one row and word 3 of the next are two words, and are drawn separately.
+# Word numbers start again in every row. Word 3 of one row and word 3 of the next are two words, and are drawn
+# separately.
 
 # %% tags=["exercise"]
 def select_words(word_ids, mask_rate):
@@ -744,13 +770,16 @@ check("2.3", select_words)
 
 # %% [markdown] tags=["hints"]
 # <details><summary>Hint 1</summary> Draw one random number for each (row, word), then look up each token's.</details>
-# <details><summary>Hint 2</summary> <code>draws.gather(1, word_ids)</code> looks up along each row; −1 is not an index, so clamp it first.</details>
-# <details><summary>Hint 3</summary> Do not draw tokens and spread to their words: a word of four pieces would be drawn far too often.</details>
+# <details><summary>Hint 2</summary> <code>draws.gather(1, word_ids)</code> looks up along each row; −1 is not an
+# index, so clamp it first.</details>
+# <details><summary>Hint 3</summary> Do not draw tokens and spread to their words: a word of four pieces would be
+# drawn far too often.</details>
 
 # %% [markdown]
 # ## 7 · Padding, or packing?
 #
-# A batch is a rectangle; texts are not. The article pads every text to 128 tokens and cuts what is longer. What does that cost?
+# A batch is a rectangle; texts are not. The article pads every text to 128 tokens and cuts what is longer. What
+# does that cost?
 # Padding is computed like any token and then thrown away.
 
 # %%
@@ -777,7 +806,8 @@ lesson.record("padding-cut-128", cut)
 print(f"tokens lost by cutting at 128: {cut:.1%}")
 
 # %% [markdown]
-# The way out is to drop the idea that a row is a text. **Packing** lays documents end to end on one tape and cuts the tape into rows.
+# The way out is to drop the idea that a row is a text. **Packing** lays documents end to end on one tape and cuts
+# the tape into rows.
 
 # %%
 CLS, SEP, PAD = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
@@ -811,7 +841,8 @@ plots.show(figure, alt="Left: bars of padding share, largest when padding to 512
 
 # %% [markdown]
 # **What to see:** padding to 128 wastes {{padding-128}} of the positions *and* loses {{padding-cut-128}} of the tokens.
-# Padding to 512 wastes {{padding-512}}. Packing wastes {{padding-packed}} and loses nothing. Sorting by length comes close,
+# Padding to 512 wastes {{padding-512}}. Packing wastes {{padding-packed}} and loses nothing. Sorting by length
+# comes close,
 # but then a batch holds texts of one kind, and the order of training is no longer random.
 #
 # ### Exercise 2.4 — Pack · ★★☆ · 10 minutes
@@ -838,14 +869,17 @@ def pack_documents(documents, length, cls_id, sep_id, pad_id):
 check("2.4", pack_documents)
 
 # %% [markdown] tags=["hints"]
-# <details><summary>Hint 1</summary> Make two long lists of equal length, the tape and the owner of each of its tokens; cut at the very end.</details>
-# <details><summary>Hint 2</summary> <code>-len(tape) % length</code> is how many tokens are missing to a full last row (0 if none).</details>
+# <details><summary>Hint 1</summary> Make two long lists of equal length, the tape and the owner of each of its
+# tokens; cut at the very end.</details>
+# <details><summary>Hint 2</summary> <code>-len(tape) % length</code> is how many tokens are missing to a full last
+# row (0 if none).</details>
 
 # %% [markdown]
 # ### Do packed documents read each other?
 #
 # Attention does not stop at `[SEP]`. Unless told otherwise, Kenya's coastline reads Peru's railways. A common belief
-# is that restarting the positions at each document prevents it. Let us test: **change one document, and look whether its
+# is that restarting the positions at each document prevents it. Let us test: **change one document, and look
+# whether its
 # neighbours' outputs move.** That is a proof, not an impression, and it works on any model.
 #
 # By hand, a query may read a key if both belong to the same document:
@@ -860,7 +894,8 @@ assert positions.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
 print(by_hand.int())
 
 # %% [markdown]
-# Our encoder starts with output projections of zero, so at first no token reads any other and every test would pass. A proof on
+# Our encoder starts with output projections of zero, so at first no token reads any other and every test would
+# pass. A proof on
 # a model that cannot fail is none: we draw random weights first.
 
 # %%
@@ -908,7 +943,8 @@ plots.show(figure, alt="Change of logits by position: with nothing or with resta
 
 # %% [markdown]
 # **What to see:** with the isolation mask the neighbours' outputs are the same bits: the largest change is
-# {{packing-leak-isolated}}. With restarted positions alone it is {{packing-leak-restarted}}: they leak, and nothing says so.
+# {{packing-leak-isolated}}. With restarted positions alone it is {{packing-leak-restarted}}: they leak, and nothing
+# says so.
 #
 # The converse must hold as well: a packed document gives what it gives *alone*. Here positions restart, or not: rotary
 # positions look at distances only.
@@ -921,7 +957,8 @@ lesson.record("packing-alone-error", float((isolated - alone).abs().max()))
 
 # %% [markdown]
 # Is isolation worth it? It makes batches honest: what a document teaches does not depend on its neighbours. Many
-# large models were trained without it and did well. Lesson 03 uses it; what matters is to *know* which of the two you have.
+# large models were trained without it and did well. Lesson 03 uses it; what matters is to *know* which of the two
+# you have.
 #
 # ### Exercise 2.5 — The isolation mask · ★☆☆ · 5 minutes
 
@@ -941,12 +978,14 @@ check("2.5", document_mask)
 
 # %% [markdown] tags=["hints"]
 # <details><summary>Hint 1</summary> Comparing a column [seq, 1] with a row [1, seq] gives all pairs at once.</details>
-# <details><summary>Hint 2</summary> <code>x[:, :, None]</code> adds an axis at the end; the heads' axis of size 1 comes second in the result.</details>
+# <details><summary>Hint 2</summary> <code>x[:, :, None]</code> adds an axis at the end; the heads' axis of size 1
+# comes second in the result.</details>
 
 # %% [markdown]
 # ## 8 · The library's collator beside ours
 #
-# `DataCollatorForLanguageModeling` is what `Trainer` users have. Does it draw from the same distribution? Its random branch draws
+# `DataCollatorForLanguageModeling` is what `Trainer` users have. Does it draw from the same distribution? Its
+# random branch draws
 # from *all* ids: `[PAD]`, `[UNK]`, `[CLS]` and `[SEP]` too. We count them over many tokens, and test what remains.
 
 # %%
@@ -986,11 +1025,14 @@ lesson.record("masking-own-specials-drawn", int(ours[1]))
 lesson.record("masking-library-specials-per-million", 1e6 * float(theirs[1] / theirs.sum()))
 
 # %% [markdown]
-# Among a million scored positions the library shows {{masking-library-specials-per-million}} a special token in place of a word;
-# ours shows {{masking-own-specials-drawn}}. It is a small thing, and it grows: with a vocabulary of 100 it would be forty times as many. A
+# Among a million scored positions the library shows {{masking-library-specials-per-million}} a special token in
+# place of a word;
+# ours shows {{masking-own-specials-drawn}}. It is a small thing, and it grows: with a vocabulary of 100 it would be
+# forty times as many. A
 # `[SEP]` in the middle of a document is a boundary that is not there.
 #
-# Leave the specials out, and the two must agree with each other. The test of **homogeneity** compares the two rows of counts
+# Leave the specials out, and the two must agree with each other. The test of **homogeneity** compares the two rows
+# of counts
 # directly, without any law:
 
 # %%
@@ -1004,9 +1046,11 @@ lesson.record("masking-homogeneity-p", homogeneity)
 # %% [markdown]
 # ### Which is faster, and what exactly?
 #
-# Two different questions. *Masking alone*: ids as a tensor in, inputs and labels out. *Whole batch*: what it takes to get from
+# Two different questions. *Masking alone*: ids as a tensor in, inputs and labels out. *Whole batch*: what it takes
+# to get from
 # the stored data to a masked batch. `Trainer` hands its collator a list of dicts of lists, which must be made
-# a tensor first; we keep the packed corpus as one tensor and pick rows. The three are timed in turns, so that a busy machine
+# a tensor first; we keep the packed corpus as one tensor and pick rows. The three are timed in turns, so that a
+# busy machine
 # slows all alike, and the ratio is taken within each turn.
 
 # %%
@@ -1064,9 +1108,12 @@ plots.show(figure, alt="Bars on a logarithmic scale: masking alone takes ours le
                        "much larger.")
 
 # %% [markdown]
-# **What to see:** masking alone is {{masking-speed-alone}} × as fast: random numbers for the second decision are drawn at scored positions
-# only, not everywhere three times over. The whole batch is {{masking-speed-batch}} × as fast, and hardly any of that is masking: the collator spends its time
-# turning Python lists into tensors. **Keep your data as tensors** is the lesson, not "our code is faster". A GPU that waits for
+# **What to see:** masking alone is {{masking-speed-alone}} × as fast: random numbers for the second decision are
+# drawn at scored positions
+# only, not everywhere three times over. The whole batch is {{masking-speed-batch}} × as fast, and hardly any of
+# that is masking: the collator spends its time
+# turning Python lists into tensors. **Keep your data as tensors** is the lesson, not "our code is faster". A GPU
+# that waits for
 # its collator is idle, whatever the kernels can do.
 #
 # ## What we measured
@@ -1077,12 +1124,17 @@ lesson.claims()
 # %% [markdown]
 # ## Where it comes from
 #
-# - 15 %, 80/10/10: Devlin, Chang, Lee, Toutanova 2019, *BERT*, [arXiv 1810.04805](https://arxiv.org/abs/1810.04805), section 3.1 and appendix C.2.
+# - 15 %, 80/10/10: Devlin, Chang, Lee, Toutanova 2019, *BERT*, [arXiv
+#   1810.04805](https://arxiv.org/abs/1810.04805), section 3.1 and appendix C.2.
 # - Dynamic masks: Liu et al. 2019, *RoBERTa*, [arXiv 1907.11692](https://arxiv.org/abs/1907.11692), section 4.1.
 # - Spans: Joshi et al. 2020, *SpanBERT*, [arXiv 1907.10529](https://arxiv.org/abs/1907.10529), section 3.1.
-# - What to mask, and how much: Wettig, Gao, Zhong, Chen 2023, *Should You Mask 15% in Masked Language Modeling?*, [arXiv 2202.08005](https://arxiv.org/abs/2202.08005).
-# - WordPiece: Schuster and Nakajima 2012, *Japanese and Korean voice search*, [doi 10.1109/ICASSP.2012.6289079](https://doi.org/10.1109/ICASSP.2012.6289079);
+# - What to mask, and how much: Wettig, Gao, Zhong, Chen 2023, *Should You Mask 15% in Masked Language Modeling?*,
+#   [arXiv 2202.08005](https://arxiv.org/abs/2202.08005).
+# - WordPiece: Schuster and Nakajima 2012, *Japanese and Korean voice search*, [doi
+#   10.1109/ICASSP.2012.6289079](https://doi.org/10.1109/ICASSP.2012.6289079);
 #   the trainer is that of [tokenizers](https://github.com/huggingface/tokenizers), which merges by pair count.
 # - Packing with isolation: Krell, Kosec, Perez, Fitzgibbon 2021, [arXiv 2107.02027](https://arxiv.org/abs/2107.02027).
-# - The collator: [`DataCollatorForLanguageModeling`](https://huggingface.co/docs/transformers/main_classes/data_collator) of transformers.
+# - The collator:
+#   [`DataCollatorForLanguageModeling`](https://huggingface.co/docs/transformers/main_classes/data_collator) of
+#   transformers.
 # - The text: [The World Factbook](https://www.cia.gov/the-world-factbook/), public domain.

@@ -48,7 +48,7 @@ from sslcourse import corpus, tokenizer as wordpiece
 from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
 from sslcourse.loss import bits_per_byte, perplexity
 from sslcourse.masking import IGNORE, MaskedLMDataset
-from sslcourse.pretraining import Recipe, Tape, evaluate, held_out_rows, learning_rate, pretrain, train_epoch
+from sslcourse.pretraining import Recipe, Tape, evaluate, held_out_rows, pretrain, train_epoch
 from sslcourse.teaching import plots
 from sslcourse.teaching.checks import check
 
@@ -220,6 +220,7 @@ assert before_training.loss > unigram_loss  # it does not even know the frequenc
 # You get a list of `(logits, labels)`; labels are -100 where nothing is scored. Return the mean loss and the accuracy
 # over all masked positions of all batches together.
 
+
 # %% tags=["exercise"]
 def evaluate_batches(batches):
     """[(logits [b, s, V], labels [b, s]), ...] -> (mean loss in nats, accuracy), both over masked positions only.
@@ -242,9 +243,12 @@ def evaluate_batches(batches):
 check("3.1", evaluate_batches)
 
 # %% [markdown] tags=["hints"]
-# <details><summary>Hint 1</summary>Keep three running numbers: the sum of losses, the number of hits, the number of masked positions.</details>
-# <details><summary>Hint 2</summary><code>logits[labels != -100]</code> has one row for each masked position, whatever the shape of the batch.</details>
-# <details><summary>Hint 3</summary><code>F.cross_entropy(..., reduction="sum")</code> of nothing is 0; the mean of nothing is nan.</details>
+# <details><summary>Hint 1</summary>Keep three running numbers: the sum of losses, the number of hits, the number of
+# masked positions.</details>
+# <details><summary>Hint 2</summary><code>logits[labels != -100]</code> has one row for each masked position, whatever
+# the shape of the batch.</details>
+# <details><summary>Hint 3</summary><code>F.cross_entropy(..., reduction="sum")</code> of nothing is 0; the mean of
+# nothing is nan.</details>
 
 # %% [markdown]
 # ## The encoder
@@ -261,8 +265,8 @@ lesson.record("encoder-parameters", parameters)
 print(f"{parameters:,} weights, {table:,} of them in the embedding table, which is also the output layer")
 
 # %% [markdown]
-# One thing in it pays at once. The loss is asked at 15 % of the positions, so why compute 4096 logits at the other
-# 85 %? `masked_logits` gathers the scored positions *before* the head. Same values, a fraction of the work.
+# One thing in it pays at once. We train with masks on 30 % of the positions (more questions a sentence; evaluation stays
+# at 15 %). So why compute 4096 logits at the other 70 %? `masked_logits` gathers the scored positions *before* the head. Same values, a fraction of the work.
 
 # %%
 inputs, labels = held_out.inputs[:8], held_out.labels[:8]
@@ -271,11 +275,13 @@ with torch.no_grad():
     sparse = untrained.masked_logits(inputs, labels)
 lesson.record("sparse-head-difference", float((dense - sparse).abs().max()))
 
-H, Fi, V, L, S, p = 128, 256, 4096, 3, 128, 0.15
+H, Fi, V, L, S, p = 128, 256, 4096, 3, 128, Recipe().mask_rate
 body = 6 * L * (4 * H * H + 3 * H * Fi) + 12 * L * H * S
 head = 6 * (V * H + H * H)
 lesson.record("sparse-head-saving", 1 - (body + p * head) / (body + head))
-print(f"work per token: body {body / 1e6:.1f} MFLOP, dense head {head / 1e6:.1f} MFLOP, sparse head {p * head / 1e6:.1f} MFLOP")
+print(
+    f"MFLOP per token: body {body / 1e6:.1f}, dense head {head / 1e6:.1f}, sparse head {p * head / 1e6:.1f}"
+)
 
 # %% [markdown]
 # With a vocabulary this large beside a body this small, the sparse head saves {{sparse-head-saving}} of all the
@@ -303,8 +309,13 @@ steps = lesson.choose(quick=12, full=250)
 curves = {}
 for name, recipe in contenders.items():
     run = pretrain(
-        splits["train"], splits["validation"], recipe, steps=steps, tokenizer=tokenizer,
-        evaluations=lesson.choose(quick=1, full=5), progress=False,
+        splits["train"],
+        splits["validation"],
+        recipe,
+        steps=steps,
+        tokenizer=tokenizer,
+        evaluations=lesson.choose(quick=1, full=5),
+        progress=False,
     )
     curves[name] = run.history
     print(f"{name:34s} {run.history[-1]['loss']:.2f} nats after {steps} steps")
@@ -317,12 +328,16 @@ axis.axhline(unigram_loss, color="grey", linestyle=":")
 axis.text(0, unigram_loss + 0.05, "unigram", color="grey", va="bottom")
 axis.set(xlabel="step", ylabel="held-out loss (nats)", title="Only the learning rate differs")
 axis.legend()
-plots.show(figure, alt="Held-out loss against step for five learning rates; the article's rate stays above the unigram line, "
-           "a rate of 6e-3 with warm-up and decay falls furthest.")
+plots.show(
+    figure,
+    alt="Held-out loss against step for five learning rates; the article's rate stays above the unigram line, "
+    "a rate of 6e-3 with warm-up and decay falls furthest.",
+)
 
 # %% [markdown]
 # What to see: the article's rate has not even learnt the frequencies. A rate ten times too large is no better: it never
-# leaves the plateau. Between the two, the largest rate that still trains wins, and the decay at the end brings the rest.
+# leaves the plateau. Between the two, the largest rate that still trains wins, and the decay at the end brings the
+# rest.
 
 # %%
 final = {name: history[-1]["loss"] for name, history in curves.items()}
@@ -333,19 +348,23 @@ if lesson.profile != "quick":
     lesson.record("decay-gain", final["6e-3 constant"] - ours)
 
 # %% [markdown]
-# In numbers, from the run above: {{article-rate-loss}} nats with the article's rate and {{our-rate-loss}} with ours, after
+# In numbers, from the run above: {{article-rate-loss}} nats with the article's rate and {{our-rate-loss}} with ours,
+# after
 # the same steps on the same text. Of that, the warm-up and the decay alone are worth {{decay-gain}} nats.
 
 # %% [markdown]
 # > **Misconception: "2e-5 is the learning rate for Transformers."** It is a rate for *one* use of them. The cell above
-# > trains the same network at 2e-5 and at 6e-3. Copying a number from a fine-tuning script is the most expensive line of
+# > trains the same network at 2e-5 and at 6e-3. Copying a number from a fine-tuning script is the most expensive line
+# > of
 # > the article's code: it costs nearly everything, and no error message tells.
 
 # %% [markdown]
 # ### Exercise 3.2 — Warm-up, then down · ★☆☆ · 5 minutes
 #
-# Write the schedule that won: up in a straight line from 0 to `peak` at step `warmup`, then down in a straight line to 0
+# Write the schedule that won: up in a straight line from 0 to `peak` at step `warmup`, then down in a straight line
+# to 0
 # at step `steps`.
+
 
 # %% tags=["exercise"]
 def schedule(step, steps, peak, warmup):
@@ -362,8 +381,10 @@ check("3.2", schedule)
 
 # %% [markdown] tags=["hints"]
 # <details><summary>Hint 1</summary>There are two straight lines. Decide first which of them the step is on.</details>
-# <details><summary>Hint 2</summary>The second line starts at <code>warmup</code>, not at 0: how many steps are left there?</details>
-# <details><summary>Hint 3</summary>With <code>warmup=0</code> the first branch must never be reached, or it divides by zero.</details>
+# <details><summary>Hint 2</summary>The second line starts at <code>warmup</code>, not at 0: how many steps are left
+# there?</details>
+# <details><summary>Hint 3</summary>With <code>warmup=0</code> the first branch must never be reached, or it divides
+# by zero.</details>
 
 # %% [markdown]
 # ### Exercise 3.3 — Clip by the joint norm · ★★☆ · 8 minutes
@@ -371,9 +392,10 @@ check("3.2", schedule)
 # `pretrain` clips gradients before each step: if the norm of *all* gradients together is over `max_norm`, all of them
 # are multiplied by the same factor, so that the joint norm becomes `max_norm`. The direction of the step stays.
 
+
 # %% tags=["exercise"]
 def clip(gradients, max_norm):
-    """A list of new tensors: ``gradients`` scaled by one common factor, so that their joint 2-norm is at most ``max_norm``."""
+    """New tensors: ``gradients`` scaled by one common factor, so that their joint 2-norm is at most ``max_norm``."""
     ### BEGIN SOLUTION
     norm = sum((gradient**2).sum() for gradient in gradients).sqrt()
     factor = min(1.0, max_norm / float(norm))
@@ -392,7 +414,8 @@ check("3.3", clip)
 # %% [markdown]
 # ## The run
 #
-# Now the real thing. `pretrain` packs the text, draws new masks at every step, computes in bf16 where the CPU can, warms
+# Now the real thing. `pretrain` packs the text, draws new masks at every step, computes in bf16 where the CPU can,
+# warms
 # up for a tenth of the budget and lets the rate fall to zero **exactly when the budget ends**. That last point is worth
 # a sentence: a decay planned for 10,000 steps and stopped after 1,500 has never decayed.
 #
@@ -402,9 +425,17 @@ check("3.3", clip)
 recipe = replace(Recipe(), vocab_size=vocab, batch_size=lesson.choose(quick=8, full=32))
 budget = lesson.choose(quick={"steps": 30, "evaluations": 2}, full={"minutes": 4.8, "evaluations": 10})
 run = pretrain(
-    splits["train"], splits["validation"], recipe, tokenizer=tokenizer, out=scratch / "encoder",
-    tensorboard=scratch / "tensorboard", progress=lesson.live, **budget,
-    on_evaluation=lambda row: print(f"step {row['step']:5,}: held-out {row['loss']:.3f} nats, accuracy {row['accuracy']:.1%}"),
+    splits["train"],
+    splits["validation"],
+    recipe,
+    tokenizer=tokenizer,
+    out=scratch / "encoder",
+    tensorboard=scratch / "tensorboard",
+    progress=lesson.live,
+    **budget,
+    on_evaluation=lambda row: print(
+        f"step {row['step']:5,}: held-out {row['loss']:.3f} nats, accuracy {row['accuracy']:.1%}"
+    ),
 )
 
 # %%
@@ -414,8 +445,10 @@ evaluation = evaluate(run.model, held_out)
 # how many bytes of text a scored token stands for: the unit in which other tokenizers can be compared
 pieces = tokenizer.convert_ids_to_tokens(targets.tolist())
 bytes_per_token = sum(len(text.encode()) for text in splits["validation"]) / sum(map(len, documents["validation"]))
-print(f"{evaluation.loss:.3f} nats = perplexity {perplexity(evaluation.loss):.1f} "
-      f"= {bits_per_byte(evaluation.loss, bytes_per_token):.2f} bits per byte; accuracy {evaluation.accuracy:.1%}")
+print(
+    f"{evaluation.loss:.3f} nats = perplexity {perplexity(evaluation.loss):.1f} "
+    f"= {bits_per_byte(evaluation.loss, bytes_per_token):.2f} bits per byte; accuracy {evaluation.accuracy:.1%}"
+)
 print(f"{last['tokens'] / 1e6:.1f} M tokens in {last['seconds'] / 60:.1f} minutes")
 
 # %%
@@ -427,25 +460,37 @@ if lesson.profile != "quick":
     lesson.record("pretraining-tokens", last["tokens"] / 1e6)
     lesson.record("pretraining-speed", tokens_per_second / 1000)
 
-# %%
+# %% tags=["cover"]
 figure, axis = plt.subplots(figsize=(7, 4))
 minutes = [row["seconds"] / 60 for row in run.history]
 axis.plot(minutes, [row["loss"] for row in run.history], marker="o", label="held-out")
-axis.plot(minutes, [row["train_loss"] for row in run.history], marker=".", linestyle="--", label="training (since the last point)")
+axis.plot(
+    minutes,
+    [row["train_loss"] for row in run.history],
+    marker=".",
+    linestyle="--",
+    label="training (since the last point)",
+)
 for name, loss in (("unigram", unigram_loss), ("two neighbours", ngram_loss)):
     axis.axhline(loss, color="grey", linestyle=":")
     axis.text(max(minutes), loss + 0.05, name, color="grey", ha="right", va="bottom")
-axis.set(xlabel="minutes of training", ylabel="loss (nats per masked token)", title="Pretraining, with what counting can do")
+axis.set(
+    xlabel="minutes of training", ylabel="loss (nats per masked token)", title="Pretraining, with what counting can do"
+)
 axis.legend(loc="upper right", bbox_to_anchor=(1.0, 0.72))
-plots.show(figure, alt="Held-out and training loss against minutes of training; both fall below the lines of the unigram "
-           "and the two-neighbour baselines.")
+plots.show(
+    figure,
+    alt="Held-out and training loss against minutes of training; both fall below the lines of the unigram "
+    "and the two-neighbour baselines.",
+)
 
 # %% [markdown]
 # What to see: the curve drops off the unigram line, passes the neighbours within the first part of the run, and gains
 # again at the end, when the rate goes to zero.
 #
 # In the stored run, {{pretraining-minutes}} minutes of training on {{pretraining-tokens}} million tokens
-# ({{pretraining-speed}} thousand tokens a second) end at **{{pretrained-loss}} nats**, {{pretrained-bits-per-byte}} bits
+# ({{pretraining-speed}} thousand tokens a second) end at **{{pretrained-loss}} nats**, {{pretrained-bits-per-byte}}
+# bits
 # per byte, with the right token as first guess {{pretrained-accuracy}} % of the time. Counting neighbours ends at
 # {{neighbour-loss}}.
 #
@@ -496,18 +541,28 @@ for sentence in blanks:
 #
 # With little text the picture changes. The same model on one fiftieth of the passages sees each of them again and
 # again: the training loss goes on falling while the held-out loss turns and climbs. **Early stopping** ends the run
-# when the held-out loss has not improved for `patience` evaluations in a row, and the **best** weights are kept, not the
+# when the held-out loss has not improved for `patience` evaluations in a row, and the **best** weights are kept, not
+# the
 # last ones.
 
 # %%
 few = splits["train"][:: lesson.choose(quick=4, full=50)]
 small = replace(recipe, batch_size=lesson.choose(quick=4, full=8), schedule="constant", learning_rate=3e-3)
 overfit = pretrain(
-    few, splits["validation"], small, tokenizer=tokenizer, progress=False,
-    **lesson.choose(quick={"steps": 24, "evaluations": 6, "patience": 3}, full={"steps": 1200, "evaluations": 20, "patience": 4}),
+    few,
+    splits["validation"],
+    small,
+    tokenizer=tokenizer,
+    progress=False,
+    **lesson.choose(
+        quick={"steps": 24, "evaluations": 6, "patience": 3}, full={"steps": 1200, "evaluations": 20, "patience": 4}
+    ),
 )
 best = min(overfit.history, key=lambda row: row["loss"])
-print(f"stopped by {overfit.stopped} at step {overfit.history[-1]['step']}; best held-out loss {best['loss']:.3f} at step {best['step']}")
+print(
+    f"stopped by {overfit.stopped} at step {overfit.history[-1]['step']}; "
+    f"best held-out loss {best['loss']:.3f} at step {best['step']}"
+)
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 4))
@@ -518,8 +573,11 @@ axis.axvline(best["step"], color="grey", linestyle=":")
 axis.annotate("kept", (best["step"], best["loss"]), xytext=(5, 12), textcoords="offset points")
 axis.set(xlabel="step", ylabel="loss (nats)", title=f"{len(few):,} passages only: the held-out loss turns")
 axis.legend()
-plots.show(figure, alt="Training and held-out loss on very little text: the training loss keeps falling, the held-out loss turns "
-           "upward and the run stops; the best point is marked.")
+plots.show(
+    figure,
+    alt="Training and held-out loss on very little text: the training loss keeps falling, the held-out loss turns "
+    "upward and the run stops; the best point is marked.",
+)
 
 # %%
 kept = evaluate(overfit.model, held_out_rows(documents["validation"], tokenizer, 128)).loss
@@ -531,6 +589,7 @@ print(f"loss of the weights that pretrain returned: {kept:.3f}")
 #
 # Given the held-out losses in order, say which evaluation is the best so far when training ends, and after which
 # evaluation it ends: as soon as `patience` evaluations in a row have brought no new best, or with the last one.
+
 
 # %% tags=["exercise"]
 def early_stopping(losses, patience):
@@ -551,7 +610,8 @@ check("3.4", early_stopping)
 
 # %% [markdown] tags=["hints"]
 # <details><summary>Hint 1</summary>Walk through the losses and remember where the best one was.</details>
-# <details><summary>Hint 2</summary>The number of evaluations since the best is the distance between two indices: you need no counter.</details>
+# <details><summary>Hint 2</summary>The number of evaluations since the best is the distance between two indices: you
+# need no counter.</details>
 # <details><summary>Hint 3</summary>Compare with the best so far, not with the one before.</details>
 
 # %% [markdown]
@@ -606,8 +666,13 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 sample = MaskedLMDataset(splits["validation"][:32], tokenizer, max_length=64, dynamic=False)
 trainer = Trainer(
     model=run.model,
-    args=TrainingArguments(output_dir=str(scratch / "trainer"), per_device_eval_batch_size=32, report_to=[], use_cpu=True,
-                           disable_tqdm=True),
+    args=TrainingArguments(
+        output_dir=str(scratch / "trainer"),
+        per_device_eval_batch_size=32,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    ),
 )
 trainer.remove_callback(PrinterCallback)
 library = trainer.evaluate(sample)["eval_loss"]
@@ -645,7 +710,8 @@ lesson.claims()
 #
 # - Devlin et al. 2019, [BERT](https://arxiv.org/abs/1810.04805): the objective and the 80/10/10 masks.
 # - Warner et al. 2024, [ModernBERT](https://arxiv.org/abs/2412.13663): the encoder's layout.
-# - Geiping and Goldstein 2022, [Cramming](https://arxiv.org/abs/2212.14034): one-cycle rate tied to the budget, sparse head.
+# - Geiping and Goldstein 2022, [Cramming](https://arxiv.org/abs/2212.14034): one-cycle rate tied to the budget,
+#   sparse head.
 # - Loshchilov and Hutter 2019, [AdamW](https://arxiv.org/abs/1711.05101); Goyal et al. 2017,
 #   [warm-up](https://arxiv.org/abs/1706.02677); Pascanu et al. 2013, [clipping](https://arxiv.org/abs/1211.5063).
 # - Chen et al. 2023, [sudden drops](https://arxiv.org/abs/2309.07311): why the loss leaves the plateau all at once.

@@ -121,8 +121,10 @@ class Answer:
         if result is None:
             raise Wrong("your function returned None: is the `return` missing?")
         if not same((args, kwargs), before):
-            raise Wrong("your function changed one of its arguments in place; work on a copy (`.clone()`), because the "
-                        "caller still needs the original")
+            raise Wrong(
+                "your function changed one of its arguments in place; work on a copy (`.clone()`), because the "
+                "caller still needs the original"
+            )
         return result
 
 
@@ -158,8 +160,12 @@ def grade(exercise: str, answer: Callable[..., Any], seed: int | None = None) ->
     if exercise not in _graders:
         raise KeyError(f"there is no exercise {exercise!r}; known: {', '.join(sorted(_graders)) or 'none'}")
     if not callable(answer):
-        return Result(exercise, "wrong", f"check takes your function itself, not its result ({type(answer).__name__}); "
-                                         "leave out the brackets after its name")
+        return Result(
+            exercise,
+            "wrong",
+            f"check takes your function itself, not its result ({type(answer).__name__}); "
+            "leave out the brackets after its name",
+        )
     rng = Rng(random.SystemRandom().getrandbits(32) if seed is None else seed)
     watched = _graders[exercise]
     with _kept_random_state():
@@ -211,8 +217,10 @@ def close(
             raise Wrong(f"{what} is {float(value):.6g}, expected {float(want):.6g}")
         where = np.unravel_index(int(gap.argmax()), gap.shape)
         place = ", ".join(str(int(i)) for i in where)
-        raise Wrong(f"{what} has the right shape but wrong values: at [{place}] it is {float(value[where]):.6g}, "
-                    f"expected {float(want[where]):.6g}")
+        raise Wrong(
+            f"{what} has the right shape but wrong values: at [{place}] it is {float(value[where]):.6g}, "
+            f"expected {float(want[where]):.6g}"
+        )
 
 
 def true(condition: Any, message: str) -> None:
@@ -224,8 +232,13 @@ def true(condition: Any, message: str) -> None:
 def same(left: Any, right: Any) -> bool:
     """Equal in structure and value, tensors and arrays included; nan equals nan."""
     if isinstance(left, torch.Tensor) or isinstance(right, torch.Tensor):
-        return (isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor) and left.dtype == right.dtype
-                and left.shape == right.shape and torch.equal(left.nan_to_num(), right.nan_to_num()))
+        return (
+            isinstance(left, torch.Tensor)
+            and isinstance(right, torch.Tensor)
+            and left.dtype == right.dtype
+            and left.shape == right.shape
+            and torch.equal(left.nan_to_num(), right.nan_to_num())
+        )
     if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
         return np.array_equal(left, right)
     if isinstance(left, Mapping) and isinstance(right, Mapping):

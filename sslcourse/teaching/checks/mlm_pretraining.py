@@ -22,8 +22,14 @@ def learning_rate(answer: Answer, rng: Rng) -> None:
         rising = rng.integer(1, warmup - 1)
         _schedule_point(answer, rising, steps, peak, warmup, "during the warm-up the rate rises in a straight line")
         falling = rng.integer(warmup + 1, steps - 1)
-        _schedule_point(answer, falling, steps, peak, warmup,
-                        "after the warm-up the rate falls in a straight line from the peak to 0 over the steps that are left")
+        _schedule_point(
+            answer,
+            falling,
+            steps,
+            peak,
+            warmup,
+            "after the warm-up the rate falls in a straight line from the peak to 0 over the steps that are left",
+        )
     _schedule_point(answer, 0, steps, peak, 0, "with warmup=0 there is no rise: the rate is the peak at step 0")
 
 
@@ -34,8 +40,10 @@ def _schedule_point(answer: Answer, step: int, steps: int, peak: float, warmup: 
         value = float(got)
     except (TypeError, ValueError) as error:
         raise Wrong(f"the rate should be a number, got {type(got).__name__}") from error
-    true(abs(value - want) <= 1e-6 * peak,
-         f"{rule}; at step={step} of steps={steps}, peak={peak:.3g}, warmup={warmup} expected {want:.4g}, got {value:.4g}")
+    true(
+        abs(value - want) <= 1e-6 * peak,
+        f"{rule}; at {step=} of {steps=}, peak={peak:.3g}, {warmup=} expected {want:.4g}, got {value:.4g}",
+    )
 
 
 @grader("3.1")
@@ -74,20 +82,30 @@ def _compare_evaluation(got: tuple, batches: list, empty: bool) -> None:
     loss, accuracy = torch.cat(losses).mean(), torch.cat(hits).mean()
     positions = sum(labels.numel() for _, labels in batches)
     note = " (one batch here has nothing masked: it adds nothing to the sum, nor to the count)" if empty else ""
-    mean_of_means = ("is the mean of the batches' means: batches hold unequal numbers of masked positions, so add up sums "
-                     "and counts, and divide once")
-    close(torch.as_tensor(float(got[0])), loss, f"the mean loss{note}", mistakes={
+    mean_of_means = (
+        "is the mean of the batches' means: batches hold unequal numbers of masked positions, so add up sums "
+        "and counts, and divide once"
+    )
+    total, everywhere = torch.cat(losses).sum(), torch.cat(all_hits).mean()
+    wrong_losses = {
         f"the mean loss {mean_of_means}": torch.stack(means).mean(),
-        "the mean loss is divided by the number of all positions; divide by the number of masked ones":
-            torch.cat(losses).sum() / positions,
-        "the mean loss is divided by the number of batches; divide by the number of masked positions":
-            torch.cat(losses).sum() / len(batches),
-    })
-    close(torch.as_tensor(float(got[1])), accuracy, f"the accuracy{note}", mistakes={
+        "the mean loss is divided by the number of all positions; divide by that of the masked ones": total / positions,
+        "the mean loss is divided by the number of batches; divide by that of masked positions": total / len(batches),
+    }
+    wrong_accuracies = {
         f"the accuracy {mean_of_means}": torch.stack(rates).mean(),
-        "the accuracy is over all positions; only masked ones are guesses, the others were in plain sight":
-            torch.cat(all_hits).mean(),
-    })
+        "the accuracy is over all positions; only masked ones are guesses, the others were in plain sight": everywhere,
+    }
+    close(_number(got[0]), loss, f"the mean loss{note}", mistakes=wrong_losses)
+    close(_number(got[1]), accuracy, f"the accuracy{note}", mistakes=wrong_accuracies)
+
+
+def _number(value: object) -> torch.Tensor:
+    """A float, whether it came as a number or as a tensor."""
+    try:
+        return torch.tensor(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Wrong(f"return two numbers, (mean loss, accuracy); one of them is {type(value).__name__}") from error
 
 
 @grader("3.4")
@@ -133,17 +151,25 @@ def clip(answer: Answer, rng: Rng) -> None:
         max_norm = rng.python.uniform(0.5, 1.5)
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
         got = answer([gradient.clone() for gradient in gradients], max_norm)
-        true(isinstance(got, (tuple, list)) and len(got) == len(gradients),
-             f"return a list with one tensor for each of the {len(gradients)} gradients")
+        true(
+            isinstance(got, (tuple, list)) and len(got) == len(gradients),
+            f"return a list with one tensor for each of the {len(gradients)} gradients",
+        )
         factor = min(1.0, max_norm / float(norm))
         for gradient, value in zip(gradients, got, strict=True):
-            close(value, factor * gradient, "a clipped gradient", rtol=1e-3, mistakes={
-                "each tensor was scaled by its own norm; take one norm over all of them, or the direction changes":
-                    gradient * min(1.0, max_norm / float(gradient.norm())),
-                "values were cut one by one; scale all of them by one factor, or the direction changes":
-                    gradient.clamp(-max_norm, max_norm),
-                "a gradient whose norm is below max_norm was changed; clipping only ever shrinks":
-                    gradient * max_norm / norm,
-                "the factor uses the squared norm; take the square root": gradient * min(1.0, max_norm / float(norm) ** 2),
+            mistakes = {
+                "each tensor was scaled by its own norm; take one norm over all of them, or the direction changes": (
+                    gradient * min(1.0, max_norm / float(gradient.norm()))
+                ),
+                "values were cut one by one; scale all of them by one factor, or the direction changes": (
+                    gradient.clamp(-max_norm, max_norm)
+                ),
+                "a gradient whose norm is below max_norm was changed; clipping only ever shrinks": (
+                    gradient * max_norm / norm
+                ),
+                "the factor uses the squared norm; take the square root": (
+                    gradient * min(1.0, max_norm / float(norm) ** 2)
+                ),
                 "the gradients came back as they were, although their joint norm is over max_norm": gradient,
-            })
+            }
+            close(value, factor * gradient, "a clipped gradient", rtol=1e-3, mistakes=mistakes)

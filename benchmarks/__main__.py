@@ -1,0 +1,125 @@
+"""``make bench``: this package against the library, side by side in one run, interleaved, with median and spread.
+
+    masking      mask_tokens against DataCollatorForLanguageModeling.torch_mask_tokens, 32 x 128
+    batch        a batch of masked rows against the collator fed as Trainer feeds it, a list of 32 dictionaries
+    head         a training step with logits at masked positions against one with logits everywhere
+
+Prints a table and writes ``build/bench/building_blocks.json`` with machine, versions, load and date. The comparison of
+whole recipes to a given loss is the business of ``benchmarks/pretraining`` (lesson 08), which is still to come.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import DataCollatorForLanguageModeling
+
+from sslcourse import corpus, masking
+from sslcourse import tokenizer as wordpiece
+from sslcourse.encoder import EncoderForMaskedLM
+from sslcourse.pretraining import Recipe, Tape, make_optimizer, train_step
+
+ROUNDS = 15
+ROWS, LENGTH = 32, 128
+
+
+def contest(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Milliseconds of each, and the ratio theirs / ours: median and quartiles over interleaved rounds."""
+
+    def milliseconds(work: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        for _ in range(repeats):
+            work()
+        return 1000 * (time.perf_counter() - began) / repeats
+
+    milliseconds(ours), milliseconds(theirs)  # the first call pays for what later ones find ready
+    pairs = [(milliseconds(ours), milliseconds(theirs)) for _ in range(ROUNDS)]
+    low, median, high = statistics.quantiles([b / a for a, b in pairs], n=4)
+    return {
+        "ours_ms": statistics.median(a for a, _ in pairs),
+        "theirs_ms": statistics.median(b for _, b in pairs),
+        "ratio": median,
+        "ratio_low": low,
+        "ratio_high": high,
+    }
+
+
+def main() -> int:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    if load > 0.5:
+        print(f"warning: the machine is busy (load {load:.1f}); ratios will scatter", file=sys.stderr)
+    texts = [row["text"] for row in corpus.load_splits()["train"]]
+    tokenizer = wordpiece.train(texts)
+    recipe = replace(Recipe(), vocab_size=len(tokenizer), batch_size=ROWS, sequence_length=LENGTH)
+    tape = Tape(wordpiece.encode(tokenizer, texts), tokenizer, LENGTH)
+    rows = tape.rows(0, 0)[:ROWS]
+    special = rows <= tokenizer.mask_token_id
+    collator = DataCollatorForLanguageModeling(tokenizer)
+    features = [{"input_ids": row.tolist(), "special_tokens_mask": (row <= 4).long().tolist()} for row in rows]
+    options = {"special_tokens_mask": special, "vocab_size": len(tokenizer), "mask_token_id": tokenizer.mask_token_id}
+
+    batches = tape.batches(recipe)
+    results = {
+        "masking": contest(
+            lambda: masking.mask_tokens(rows, **options),
+            lambda: collator.torch_mask_tokens(rows.clone(), special_tokens_mask=special),
+            repeats=100,
+        ),
+        "batch": contest(lambda: next(batches), lambda: collator(features), repeats=20),
+        "head": _head(recipe, *next(batches)),
+    }
+    print(f"{'':10s} {'ours ms':>9s} {'theirs ms':>10s}   ratio (quartiles)")
+    for name, row in results.items():
+        print(
+            f"{name:10s} {row['ours_ms']:9.3f} {row['theirs_ms']:10.3f}   {row['ratio']:.2f} "
+            f"({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+        )
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "command": "python -m benchmarks",
+        "cpu": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "load": load,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "rounds": ROUNDS,
+        "results": results,
+    }
+    path = Path("build/bench/building_blocks.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path}")
+    return 0
+
+
+def _head(recipe: Recipe, inputs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    torch.manual_seed(0)
+    sparse = EncoderForMaskedLM(recipe.config())
+    dense = EncoderForMaskedLM(recipe.config())
+
+    def loss_everywhere(inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
+        count = int((labels != masking.IGNORE).sum())
+        return dense(inputs, labels=labels).loss * count, count
+
+    dense.masked_loss = loss_everywhere
+    optimizers = {model: make_optimizer(model, recipe) for model in (sparse, dense)}
+    return contest(
+        lambda: train_step(sparse, optimizers[sparse], inputs, labels, recipe),
+        lambda: train_step(dense, optimizers[dense], inputs, labels, recipe),
+        repeats=2,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
