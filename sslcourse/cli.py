@@ -119,7 +119,9 @@ def _notebooks(arguments: argparse.Namespace) -> int:
     lessons = select(ROOT, arguments.lessons)
     from sslcourse.teaching import run
 
-    return run.store(ROOT, lessons)
+    status = run.store(ROOT, lessons)
+    _refresh_readme()
+    return status
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -138,13 +140,24 @@ def _build(arguments: argparse.Namespace) -> int:
             path = (arguments.out or ROOT / "build" / kind) / f"{lesson}.ipynb"
             build.save(build.build(ROOT, lesson, kind), path)
             print(path)
+    if kind == "learner" and arguments.out is None:
+        _refresh_readme()
     return 0
 
 
+def _refresh_readme() -> None:
+    from sslcourse.teaching import readme
+
+    if (ROOT / "README.md").exists():
+        readme.update(ROOT)
+
+
 def _gate(arguments: argparse.Namespace) -> int:
-    from sslcourse.teaching import build
+    from sslcourse.teaching import build, readme
 
     found = build.gate(ROOT)
+    if (ROOT / "README.md").exists():
+        found += readme.problems(ROOT)
     for line in found:
         print(line, file=sys.stderr)
     lessons = len(build.claims.lessons(ROOT))

@@ -148,7 +148,7 @@ def _meaning(source: str) -> str:
 # -- the gate on committed notebooks -----------------------------------------------------------------------------------
 
 # A folder of somebody's machine. Not part of an address: "example.org/home/" has a letter before the slash.
-ABSOLUTE = re.compile(r"(?<![\w.~/:-])/(?:work|tmp|root|home|Users|usr|opt|var|mnt|private)/\w|\b[A-Z]:\\+Users\\")
+ABSOLUTE = re.compile(r"(?<![\w.~/:-])/(?:work|tmp|root|home|Users|usr|opt|var|mnt|private)/[\w.]|\b[A-Z]:\\+Users\\")
 ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")
 
 
@@ -250,7 +250,7 @@ CHECK = re.compile(r'check\("(\d+\.\d+)", (\w+)\)')
 # A number that somebody measured has one of these behind it. "4×256" is a shape, "×" before a number is a product.
 MEASURED = re.compile(
     r"(?<![\w.])\d[\d,.]*(?:\s?[kM])?\s*(?:nats?\b|bits? per byte\b|ms\b|GFLOP/s|tokens?/s\b|tokens (?:a|per) second\b"
-    r"|[MG]B\b|(?:×|x|times)(?=\s+(?:faster|slower|smaller|larger|less|more|as)\b)|×(?!\s*[\d$\w(]))"
+    r"|[MG]B\b|(?:x|times)(?=\s+(?:faster|slower|smaller|larger|less|more|as)\b)|×(?=\s+[a-z]{2}|\s*[.,;:)]|\s*$))"
 )
 NOT_PROSE = re.compile(
     r"(?s)```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|<code>.*?</code>|<pre>.*?</pre>|\]\([^)]*\)|https?://\S+|\{\{.*?\}\}"
@@ -274,7 +274,7 @@ def prose_numbers(root: Path, lesson: str) -> list[str]:
     found = []
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
-            prose = NOT_PROSE.sub(" ", cell.source)
+            prose = NOT_PROSE.sub("□", cell.source)  # a mark, so that "4 × $d$" stays a product
             found += [f"cell {index}: {' '.join(match[0].split())!r} is typed by hand: record it as a claim and print "
                       "{{its-id}}, or, if nothing was measured, write the number as $mathematics$"
                       for match in MEASURED.finditer(prose)]  # fmt: skip

@@ -38,7 +38,7 @@ from sslcourse.teaching import build, claims
 SAMPLE_SECONDS = 0.2
 SLOW = 2.0  # this many times the declared minutes is red
 START_SECONDS = 120  # for a kernel to come up
-KERNEL_ARGUMENTS = ["--log-level=ERROR"]  # ipykernel warns of plain TCP, which here does not leave the machine
+KERNEL_ARGUMENTS = ["--log-level=CRITICAL"]  # else it talks of plain TCP, and of the interrupt that ends it
 FAILURES = (PapermillExecutionError, CellExecutionError, CellTimeoutError, DeadKernelError)
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -132,7 +132,7 @@ def run(root: Path, lessons: list[str], profile: str = "quick", kind: str = "tea
             outcome = run_one(root, lesson, profile, kind, out)
             outcomes.append(outcome)
             if outcome.red:
-                bar.write(f"{lesson}: " + "\n".join(outcome.problems), file=sys.stderr)
+                bar.write(f"{lesson}: FAILED: {outcome.problems[0]}", file=sys.stderr)
     print(report(outcomes))
     return int(any(outcome.red for outcome in outcomes))
 
@@ -288,7 +288,8 @@ def store(root: Path, lessons: list[str], profile: str = "full") -> int:
             build.write_learner(root, lesson)
     for outcome in outcomes:
         if not outcome.red:
-            outcome.problems += build.drift(root, [outcome.lesson]) + claims.problems(root, [outcome.lesson])
+            found = build.drift(root, [outcome.lesson]) + claims.problems(root, [outcome.lesson])
+            outcome.problems += [line.removeprefix(f"{outcome.lesson}: ") for line in found]
     print(report(outcomes))
     return int(any(outcome.red for outcome in outcomes))
 
@@ -297,7 +298,8 @@ def store_one(root: Path, lesson: str, profile: str) -> Outcome:
     notebook = build.build(root, lesson, "learner")
     outcome = new_outcome(notebook, lesson, profile)
     fingerprint = claims.code_hash(root, lesson)  # before the run: a source edited meanwhile must be stale
-    with tempfile.TemporaryDirectory() as scratch, tqdm(total=len(notebook.cells), desc=lesson, unit="cell") as bar:
+    cells = len(build.code_cells(notebook))
+    with tempfile.TemporaryDirectory() as scratch, tqdm(total=cells, desc=lesson, unit="cell") as bar:
         record = Path(scratch) / "ledger.json"
         client = NotebookClient(
             notebook, kernel_name="python3", timeout=patience(outcome), startup_timeout=START_SECONDS,

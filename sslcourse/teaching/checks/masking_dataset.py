@@ -165,7 +165,7 @@ def select(answer: Answer, rng: Rng) -> None:
         got = _boolean(answer(ids, special, extreme), ids)
         true(
             torch.equal(got, ordinary & bool(extreme)),
-            f"with mask_rate={extreme:g} exactly {'all' if extreme else 'none'} of the ordinary tokens should be scored",
+            f"with mask_rate={extreme:g} {'all' if extreme else 'no'} ordinary tokens should be scored",
         )
 
 
@@ -188,7 +188,7 @@ def _independent(selected: Tensor, ordinary: Tensor, rate: float) -> None:
     z = ((counts - n * rate) ** 2 / (n * rate * (1 - rate))).sum()
     if float(z) < len(n) / 2:  # a chi-square of 250 or more degrees of freedom at half its mean: under 1e-15
         raise Wrong(
-            "nearly every row has the same number of scored tokens: mask_rate is a probability for each token on its own, "
+            "nearly every row has the same number of scored tokens: mask_rate is a probability for each token, "
             "not a count"
         )
     if float(z) > 2 * len(n):
@@ -224,7 +224,7 @@ def select_words(answer: Answer, rng: Rng) -> None:
                 " (draw words; spreading draws of tokens makes long words too likely)" if hits > rate * number else ""
             )
             raise Wrong(
-                f"{hits / number:.1%} of the words of {size} piece{'s' * (size > 1)} are scored, expected {rate:.0%}{hint}"
+                f"{hits / number:.1%} of the words of {size} pieces are scored, expected {rate:.0%}{hint}"
             )
     again = _boolean(answer(ids, rate), ids)
     true(not torch.equal(again, selected), "two calls draw the same words: is there a fixed seed inside?")
@@ -241,11 +241,10 @@ def _words(rng: Rng, rows: int) -> tuple[Tensor, int]:
     longest, seq = 4, rng.integer(40, 50)
     made = []
     for _ in range(rows):
-        row, number = [-1], 0
-        for _ in range(rng.integer(12, 20)):
+        row = [-1]
+        for number in range(rng.integer(12, 20)):
             row += [number] * rng.integer(1, longest)
-            number += 1
-        row = row[: seq - 2] + [-1]
+        row = row[: seq - 1]
         made.append(row + [-1] * (seq - len(row)))
     return torch.tensor(made), longest
 
@@ -322,8 +321,8 @@ def _packed(got: object, documents: list[list[int]], length: int, cls: int, sep:
     if numbers != owners + [-1] * missing:
         first = next(i for i, (a, b) in enumerate(zip(numbers, owners, strict=False)) if a != b)
         raise Wrong(
-            f"document_ids are wrong: position {first % length} of row {first // length} belongs to document {owners[first]}, you say "
-            f"{numbers[first]}; [CLS] and [SEP] belong to their document, and numbers go on from row to row"
+            f"document_ids: position {first % length} of row {first // length} belongs to document {owners[first]}, "
+            f"you say {numbers[first]}; [CLS] and [SEP] belong to their document, and numbers go on from row to row"
         )
 
 
@@ -373,8 +372,8 @@ def _isolates(got: object, owner: Tensor) -> None:
         if leaks.any():
             b, _, q, k = (int(i) for i in leaks.nonzero()[0])
             raise Wrong(
-                f"document {int(owner[b, q])} reads document {int(owner[b, k])} (row {b}, query {q}, key {k}): documents leak "
-                "into each other"
+                f"document {int(owner[b, q])} reads document {int(owner[b, k])} (row {b}, query {q}, key {k}): "
+                "documents leak into each other"
             )
         b, _, q, k = (int(i) for i in (want & ~got).nonzero()[0])
         later = "; a token may read later ones too, this is no causal model" if k > q else ""

@@ -1,0 +1,145 @@
+"""The runner's table, budgets and stored notebooks, and the command line in front of it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sslcourse import cli
+from sslcourse.teaching import build, claims, run
+from sslcourse.teaching.run import Outcome
+
+
+def test_run_prints_a_table_and_leaves_notebooks_and_pages(tiny, capsys):
+    assert run.run(tiny.root, [tiny.lesson], "quick") == 0
+    said = capsys.readouterr()
+    [head, row, note] = said.out.strip().splitlines()
+    assert head.split("  ")[0] == "lesson"
+    assert all(part in row for part in (tiny.lesson, "passed", "of 1.0", "of 1500 MB", "3/4", "1/1"))
+    assert "not reached on this machine, because the quick profile" in note
+    assert "lesson" in said.err  # the progress bar
+    page = (tiny.root / "build" / "quick" / f"{tiny.lesson}.html").read_text()
+    assert "masked_mean_loss" in page
+    assert (tiny.root / "build" / "quick" / f"{tiny.lesson}.ipynb").exists()
+
+
+def test_a_failure_is_shown_with_the_cells_source_and_the_tracebacks_end(tiny, capsys):
+    tiny.plant("numbers = [1, 2, 3]", "numbers = [1, 2, three]")
+    assert run.run(tiny.root, [tiny.lesson], "quick") == 1
+    said = capsys.readouterr().out
+    for part in ("FAILED", "a cell raised NameError", "name 'three' is not defined", "from sslcourse.teaching.checks"):
+        assert part in said
+    assert "\x1b" not in said
+
+
+def test_what_is_stored(stored):
+    """The learner's notebook in full: outputs there, parameters not injected, ledger fresh, no trace of the tools."""
+    notebook = build.nbformat.read(stored.notebook, as_version=4)
+    assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
+    assert build.outputs_of_checks(notebook) == {"1.1": "– Exercise 1.1: not attempted yet"}
+    ledger = claims.stored(stored.root, stored.lesson)
+    assert ledger.profile == "full"
+    assert ledger.values == {"tiny-sum": 6.0, "tiny-count": 3.0, "tiny-error": 0.0, "tiny-loss": 2.25}
+    assert ledger.hash == claims.code_hash(stored.root, stored.lesson)
+    assert ledger.machine["torch"]
+    assert ledger.command == "python -m sslcourse notebooks 01"
+    assert ledger.minutes > 0
+    assert str(stored.root.parent) not in stored.notebook.read_text()
+
+
+def test_a_stored_table_shows_this_run_only(stored):
+    notebook = build.nbformat.read(stored.notebook, as_version=4)
+    [output] = build.code_cells(notebook)[-1].outputs
+    assert {"text/plain", "text/html"} == set(output.data)
+    assert "stored run" not in output.data["text/plain"].lower()
+    assert "✓ holds" in output.data["text/plain"]
+
+
+def test_a_lesson_that_raises_leaves_what_was_stored(stored, capsys):
+    before = stored.ledger.read_text()
+    stored.plant("numbers = [1, 2, 3]", "numbers = [1, 2, three]")
+    outcome = run.store_one(stored.root, stored.lesson, "full")
+    assert outcome.red
+    assert stored.ledger.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("minutes", "memory", "red", "said"),
+    [
+        (0.9, 900, False, ""),
+        (1.5, 900, False, "over its minutes"),
+        (2.1, 900, True, "over 2 times its minutes"),
+        (0.9, 1001, True, "over its memory budget: 1001 MB of 1000 MB"),
+    ],
+)
+def test_budgets(minutes, memory, red, said):
+    outcome = Outcome("01_tiny", budget_minutes=1.0, budget_mb=1000, minutes=minutes, peak_mb=memory)
+    run.judge_budget(outcome)
+    assert outcome.red == red
+    assert said in " ".join(outcome.problems + outcome.notes)
+
+
+def test_the_memory_of_children_is_counted_and_of_earlier_ones_is_not():
+    hold = "import time; held = bytearray(200_000_000); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as earlier:
+        earlier.stdout.readline()
+        with run.Kernel() as kernel:
+            again = hold.replace("200_000", "100_000").replace("time.sleep(60)", "time.sleep(0.8)")
+            subprocess.run([sys.executable, "-c", again], check=True, stdout=subprocess.DEVNULL)
+        earlier.kill()
+    assert 100 < kernel.peak_mb < 200
+
+
+def test_the_kernels_environment_is_undone(monkeypatch):
+    monkeypatch.setenv("SSLCOURSE_CHECKS", "strict")
+    with run.environment(SSLCOURSE_CHECKS=None, SSLCOURSE_NEW="1"):
+        assert "SSLCOURSE_CHECKS" not in os.environ
+        assert os.environ["SSLCOURSE_NEW"] == "1"
+    assert os.environ["SSLCOURSE_CHECKS"] == "strict"
+    assert "SSLCOURSE_NEW" not in os.environ
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("words", "chosen"), [([], ["01_tiny"]), (["01"], ["01_tiny"]), (["1"], ["01_tiny"]),
+                                               (["01_tiny", "1"], ["01_tiny"])])  # fmt: skip
+def test_how_lessons_are_named(tiny, words, chosen):
+    assert cli.select(tiny.root, words) == chosen
+
+
+def test_an_unknown_lesson_is_one_line_and_status_2(tiny, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.select(tiny.root, ["77"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "there is no lesson '77'; known: 01_tiny\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["nonsense"], ["run", "--profile", "fast"], ["run", "77"]])
+def test_a_command_line_without_sense_is_status_2(argv):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+
+
+def test_build_and_gate(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "ROOT", tiny.root)
+    assert cli.main(["build", "student", "01", "--out", str(tiny.root / "class")]) == 0
+    student = json.loads((tiny.root / "class" / "01_tiny.ipynb").read_text())
+    assert student["metadata"]["sslcourse"]["kind"] == "student"
+    assert cli.main(["build"]) == 0
+    assert tiny.notebook.exists()
+    assert cli.main(["gate"]) == 1
+    assert "no stored run" in capsys.readouterr().err
+
+
+def test_pretrain_and_doctor_need_no_jupyter():
+    """On a bare node the command line imports neither Jupyter nor the teaching side."""
+    code = ("import sys; from sslcourse import cli; cli.parser('pretrain'); cli.parser('doctor');"
+            "bad = [m for m in sys.modules if m.split('.')[0] in"
+            " ('jupytext', 'papermill', 'nbformat', 'nbclient', 'IPython', 'matplotlib', 'datasets')"
+            " or m.startswith('sslcourse.teaching')]; sys.exit(str(bad) if bad else 0)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
