@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequence-length", type=_positive(int), default=128, help="tokens a row (default: 128)")
     parser.add_argument("--batch-size", type=_positive(int), default=32, help="rows a step (default: 32)")
     parser.add_argument("--learning-rate", type=_positive(float), help="default: chosen for the hidden size")
-    parser.add_argument("--mask-rate", type=_rate, default=0.3, help="in training; evaluation is at 0.15 (default: 0.3)")
+    parser.add_argument("--mask-rate", type=_rate, default=0.3, help="in training (default: 0.3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluations", type=_positive(int), default=10, help="held-out losses shown (default: 10)")
     parser.add_argument("--patience", type=_positive(int), help="stop after this many evaluations without a gain")

@@ -129,7 +129,7 @@ lesson.record("loss-value-error", max((by_hand - by_library).abs().item(), (by_p
 
 # %% [markdown]
 # **A number to know by heart.** A model that has learned nothing gives every token $1/V$ and loses $-\log \frac1V =
-# \ln V$. For a vocabulary of 4096 that is 8.3 nats. A loss above $\ln V$ is worse than not answering: look for a bug.
+# \ln V$. For a vocabulary of 4096, $\ln V = 8.3$. A loss above $\ln V$ is worse than not answering: look for a bug.
 
 # %%
 uniform = masked_loss(torch.zeros_like(logits), labels)
@@ -576,7 +576,7 @@ check("1.3", adamw_update)
 # %% [markdown]
 # ## 8 · How low can the loss go?
 #
-# On real text nobody knows. A loss of 2.4 nats may be excellent or poor. So take a source that we know exactly, a
+# On real text nobody knows. A loss of $2.4$ may be excellent or poor. So take a source that we know exactly, a
 # **Markov chain**: each token depends on the one before it, by a table $T$. For it the answer is a number.
 #
 # **Why there is a floor.** Let $P_i = P(x_i \mid \tilde x,\ i \in S)$, the true distribution of the hidden token

@@ -80,7 +80,7 @@ print(f"{len(held_out):,} rows, {int(scored.sum()):,} scored positions, {scored.
 # %% [markdown]
 # ## How good is good? Two baselines that know nothing
 #
-# A loss of 3 nats says little by itself. So before any network, we ask what counting alone can do.
+# A loss of $3$ says little by itself. So before any network, we ask what counting alone can do.
 #
 # The **unigram** baseline ignores the context: it gives every token its frequency in the training text. A model that
 # has learnt nothing but frequencies sits exactly there. It is called the *unigram plateau*, and networks like to rest
@@ -198,7 +198,7 @@ lesson.record("train-epoch-difference", abs(mine - package))
 print(f"mine {mine:.6f}, package {package:.6f}")
 
 # %% [markdown]
-# The loss of a first epoch is near ln 4096 = 8.3: the model starts by calling every token equally likely.
+# The loss of a first epoch is near ln 4096 = $8.3$: the model starts by calling every token equally likely.
 #
 # `evaluate` returns sums and counts, so that the evaluations of two halves can be added up. Again, padding and visible
 # tokens do not count. The article's version scored every position, which mostly measures how well a model copies.
@@ -265,8 +265,9 @@ lesson.record("encoder-parameters", parameters)
 print(f"{parameters:,} weights, {table:,} of them in the embedding table, which is also the output layer")
 
 # %% [markdown]
-# One thing in it pays at once. We train with masks on 30 % of the positions (more questions a sentence; evaluation stays
-# at 15 %). So why compute 4096 logits at the other 70 %? `masked_logits` gathers the scored positions *before* the head. Same values, a fraction of the work.
+# One thing in it pays at once. We train with masks on 30 % of the positions (more questions a sentence; evaluation
+# stays at 15 %). So why compute 4096 logits at the other 70 %? `masked_logits` gathers the scored positions *before*
+# the head. Same values, a fraction of the work.
 
 # %%
 inputs, labels = held_out.inputs[:8], held_out.labels[:8]

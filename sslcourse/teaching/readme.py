@@ -1,8 +1,9 @@
 """The parts of README.md that are made, not written: the lesson table, its pictures, and the numbers.
 
 Between ``<!-- lessons:begin -->`` and ``<!-- lessons:end -->`` stands a table made from the sources (title, promise),
-the ledgers (minutes measured) and the stored notebooks (a picture: the figure of the cell tagged ``cover``, or the first).
-``<!-- claim:ID -->...<!-- /claim -->`` holds the ledger's value of a claim, so that README cannot drift from the runs.
+the ledgers (minutes measured) and the stored notebooks (a picture: the figure of the cell tagged ``cover``, or the
+first). ``<!-- claim:ID -->...<!-- /claim -->`` holds the ledger's value of a claim, so that README cannot drift from
+the runs.
 """
 
 from __future__ import annotations
