@@ -300,7 +300,7 @@ def _check_rate(name: str, value: float) -> None:
 def _check_corruption(mask_prob: float, random_prob: float) -> None:
     _check_rate("mask_prob", mask_prob)
     _check_rate("random_prob", random_prob)
-    if mask_prob + random_prob > 1 + 1e-9:  # 3 * 0.1 + 7 * 0.1 is a hair over 1 in floating point
+    if mask_prob + random_prob > 1 + 1e-9:  # a hair over 1 is the caller's rounding
         raise ValueError(f"mask_prob={mask_prob} and random_prob={random_prob} sum to more than 1; lower one of them")
 
 

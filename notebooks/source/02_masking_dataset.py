@@ -182,6 +182,7 @@ def leaks(held_out, train):
     )
 
 
+# %%
 held_out = list(splits["validation"])
 by_country = leaks(held_out, list(splits["train"]))
 shuffled = random.Random(0).sample(rows, len(rows))
@@ -205,7 +206,7 @@ lesson.record("split-names-by-passage", by_passage[1]);
 # starts from characters and *merges the pair of neighbours that occurs most often*, again and again.
 # `##` marks a piece that continues a word. Five words are enough to see it:
 
-# %% tags=["nbval-check-output"]
+# %%
 counts = {"hug": 10, "pug": 5, "pun": 12, "bun": 4, "hugs": 5}
 pieces = {word: [word[0], *("##" + letter for letter in word[1:])] for word in counts}
 
@@ -221,6 +222,7 @@ def merge(split, pair):
     return joined
 
 
+# %% tags=["nbval-check-output"]
 learned = []
 for _ in range(3):
     pairs = collections.Counter()
@@ -709,6 +711,7 @@ def visible_sibling(selected):
     return float(selected.sum() / (~special).sum()), float(sees.float().mean())
 
 
+# %%
 shares = {
     "tokens": visible_sibling(sslcourse.masking.select_tokens(ids, special)),
     "whole words": visible_sibling(sslcourse.masking.select_whole_words(words)),
