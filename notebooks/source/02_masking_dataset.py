@@ -475,7 +475,7 @@ def corrupt(input_ids, selected, vocab_size, mask_token_id):
     """What the model sees, and the labels. 80 % [MASK], 10 % random ordinary token, 10 % kept.
 
     input_ids: [batch, seq] int64; selected: [batch, seq] bool, the scored positions. Ids up to mask_token_id are
-    special: none but [MASK] may be put in. A random token is uniform over the ids from mask_token_id + 1 to
+    special: none is ever selected, and none but [MASK] may be put in. A random token is uniform over the ids from mask_token_id + 1 to
     vocab_size - 1, and may be the original.
     Returns (inputs, labels), both new; labels are -100 where nothing is scored.
     """
@@ -849,7 +849,7 @@ def pack_documents(documents, length, cls_id, sep_id, pad_id):
 
     documents: list of lists of ids. A document that reaches a row's end goes on in the next row; only the last
     row is padded. Returns (input_ids, document_ids), both [rows, length] int64; document_ids count 0, 1, 2, ... and are
-    -1 at padding.
+    -1 at padding. [CLS] and [SEP] belong to their document.
     """
     ### BEGIN SOLUTION
     tape, owner = [], []

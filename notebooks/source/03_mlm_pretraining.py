@@ -225,7 +225,8 @@ assert before_training.loss > unigram_loss  # it does not even know the frequenc
 def evaluate_batches(batches):
     """[(logits [b, s, V], labels [b, s]), ...] -> (mean loss in nats, accuracy), both over masked positions only.
 
-    Batches differ in size, and one may have nothing masked at all.
+    Numbers or 0-d tensors; the accuracy is a share between 0 and 1. Batches differ in size. One may have nothing masked
+    at all, but never every one.
     """
     ### BEGIN SOLUTION
     loss_sum, hits, count = 0.0, 0, 0
@@ -369,7 +370,10 @@ if lesson.profile != "quick":
 
 # %% tags=["exercise"]
 def schedule(step, steps, peak, warmup):
-    """The learning rate at ``step`` (0 to ``steps``, both included); ``warmup`` is a number of steps and may be 0."""
+    """The learning rate at ``step``, which goes from 0 to ``steps``, both included.
+
+    ``warmup`` is a number of steps, less than ``steps``; it may be 0.
+    """
     ### BEGIN SOLUTION
     if step < warmup:
         return peak * step / warmup
@@ -399,7 +403,7 @@ def clip(gradients, max_norm):
     """New tensors: ``gradients`` scaled by one common factor, so that their joint 2-norm is at most ``max_norm``."""
     ### BEGIN SOLUTION
     norm = sum((gradient**2).sum() for gradient in gradients).sqrt()
-    factor = min(1.0, max_norm / float(norm))
+    factor = max_norm / max(max_norm, float(norm))  # never over 1, and defined where every gradient is zero
     return [gradient * factor for gradient in gradients]
     ### END SOLUTION
 
@@ -594,7 +598,10 @@ print(f"loss of the weights that pretrain returned: {kept:.3f}")
 
 # %% tags=["exercise"]
 def early_stopping(losses, patience):
-    """(index of the best loss seen, index of the evaluation after which training ends); an equal loss is no gain."""
+    """(best, stop): training ends after evaluation ``stop``, and ``best`` is the best one up to there.
+
+    Both count from 0. An equal loss is no gain, so the earlier of two stays the best. ``patience`` is at least 1.
+    """
     ### BEGIN SOLUTION
     best = 0
     for index, loss in enumerate(losses):

@@ -34,6 +34,17 @@ def corrupt(answer: Answer, rng: Rng) -> None:
     _own_draws(inputs == mask, selected, "draw one number for each position")
     _replacements(ids[selected], inputs[selected], vocab, mask)
 
+    few = mask + 4  # three ordinary ids: among so few, a fourth that is drawn as well shows in the counts
+    among_few = rng.integers(mask + 1, few, rows, length)
+    inputs, _ = _pair(answer(among_few, selected, few, mask), among_few)
+    share = float((inputs[selected] == mask).double().mean())
+    number = int(selected.sum())
+    true(
+        _plausible(share * number, number, 0.8),
+        f"with a vocabulary of three ordinary ids {share:.1%} of the selected tokens are [MASK], expected 80 %: "
+        "is [MASK] itself among the random tokens? Draw from mask_token_id + 1 up",
+    )
+
     again, _ = _pair(answer(ids, selected, vocab, mask), ids)
     true(
         not torch.equal(again, inputs),
@@ -158,7 +169,13 @@ def select(answer: Answer, rng: Rng) -> None:
             else ("; the rate is a share of the ordinary tokens, not of all positions" if share > rate else "")
         )
         raise Wrong(f"{share:.1%} of the ordinary tokens are scored, expected {rate:.0%}{hint}")
-    _independent(selected, ordinary, rate)
+    _independent(selected, ordinary, rate, "tokens")
+    alike = torch.full((8, 200), next(token for token in range(50) if token not in special))
+    scored = _boolean(answer(alike, special, 0.5), alike).sum(1)
+    true(
+        bool(((scored > 0) & (scored < 200)).all()),  # luck does this once in 2 ** 196
+        "tokens with the same id share one draw: draw one number for each position, not one for each id",
+    )
     again = _boolean(answer(ids, special, rate), ids)
     true(not torch.equal(again, selected), "two calls draw the same positions: is there a fixed seed inside?")
     for extreme in (0.0, 1.0):
@@ -181,19 +198,19 @@ def _boolean(got: object, like: Tensor) -> Tensor:
     return got
 
 
-def _independent(selected: Tensor, ordinary: Tensor, rate: float) -> None:
+def _independent(selected: Tensor, ordinary: Tensor, rate: float, what: str) -> None:
     """Numbers scored in a row vary as a binomial's do, neither less nor more."""
     n = ordinary.sum(1).double()
     counts = (selected & ordinary).sum(1).double()
     z = ((counts - n * rate) ** 2 / (n * rate * (1 - rate))).sum()
     if float(z) < len(n) / 2:  # a chi-square of 250 or more degrees of freedom at half its mean: under 1e-15
         raise Wrong(
-            "nearly every row has the same number of scored tokens: mask_rate is a probability for each token, "
+            f"nearly every row has the same number of scored {what}: mask_rate is a probability for each of them, "
             "not a count"
         )
     if float(z) > 2 * len(n):
         raise Wrong(
-            "scored tokens come in clumps: some rows have far too many and others none; draw every position on its own"
+            f"scored {what} come in clumps: some rows have far too many and others none; draw every position on its own"
         )
 
 
@@ -226,6 +243,17 @@ def select_words(answer: Answer, rng: Rng) -> None:
             raise Wrong(
                 f"{hits / number:.1%} of the words of {size} pieces are scored, expected {rate:.0%}{hint}"
             )
+    _independent(table, there, rate, "words")
+    count = rng.integer(3, 6)
+    alike = torch.arange(count).repeat_interleave(2).expand(400, -1).clone()  # the same in every row
+    drawn = _boolean(answer(alike, 0.5), alike)[:, ::2]
+    for word in range(1, count):
+        agree = int((drawn[:, word] == drawn[:, word - 1]).sum())
+        where = "the last two words" if word == count - 1 else f"words {word - 1} and {word}"
+        true(
+            _plausible(agree, 400, 0.5),
+            f"{where} of a row share their draw, of {count} words: is there one draw for each word?",
+        )
     again = _boolean(answer(ids, rate), ids)
     true(not torch.equal(again, selected), "two calls draw the same words: is there a fixed seed inside?")
     for extreme in (0.0, 1.0):
@@ -266,6 +294,12 @@ def pack_documents(answer: Answer, rng: Rng) -> None:
         cls, sep, pad = rng.python.sample(range(10), 3)
         got = answer(documents, length, cls, sep, pad)
         _packed(got, documents, length, cls, sep, pad)
+    _, owner = answer([[11, pad, 12], [13]], 4, cls, sep, pad)
+    true(
+        owner.flatten().tolist() == [0, 0, 0, 0, 0, 1, 1, 1],
+        "a document that holds the id of [PAD] is taken for padding: padding is known by its place, behind the last "
+        "document, not by its id",
+    )
 
 
 def _packed(got: object, documents: list[list[int]], length: int, cls: int, sep: int, pad: int) -> None:

@@ -150,10 +150,16 @@ def clip(answer: Answer, rng: Rng) -> None:
         gradients = [scale * rng.normal(rng.integer(2, 4), rng.integer(2, 5)), scale * rng.normal(rng.integer(1, 6))]
         max_norm = rng.python.uniform(0.5, 1.5)
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
-        got = answer([gradient.clone() for gradient in gradients], max_norm)
+        given = [gradient.clone() for gradient in gradients]
+        got = answer(given, max_norm)
         true(
             isinstance(got, (tuple, list)) and len(got) == len(gradients),
             f"return a list with one tensor for each of the {len(gradients)} gradients",
+        )
+        owned = {gradient.data_ptr() for gradient in given}
+        true(
+            not any(isinstance(value, torch.Tensor) and value.data_ptr() in owned for value in got),
+            "return new tensors: what comes back shares its memory with what was given, so a later change hits both",
         )
         factor = min(1.0, max_norm / float(norm))
         for gradient, value in zip(gradients, got, strict=True):
