@@ -87,7 +87,7 @@ class Store:
     """
 
     def __init__(self, out: str | Path) -> None:
-        self.out = Path(out)
+        self.out = Path(out).absolute()  # "." has no name to put ".partial" behind
         self.partial = self.out.with_name(self.out.name + ".partial")
         self.checkpoint = self.partial / "checkpoint"
 

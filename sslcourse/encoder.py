@@ -260,7 +260,7 @@ def rotary_tables(
     position_ids: Int[Tensor, "batch seq"], head_size: int, theta: float = ROPE_THETA
 ) -> tuple[Float[Tensor, "batch 1 seq head"], Float[Tensor, "batch 1 seq head"]]:
     """Cosine and sine of every position's angles: position times theta^(-2i/head_size), i-th pair of coordinates."""
-    frequencies = theta ** -(torch.arange(0, head_size, 2, device=position_ids.device) / head_size)
+    frequencies = 1.0 / theta ** (torch.arange(0, head_size, 2, device=position_ids.device) / head_size)
     angles = position_ids[:, None, :, None] * frequencies
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()

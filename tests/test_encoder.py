@@ -32,7 +32,7 @@ def model(tokenizer):
     model = EncoderForMaskedLM(EncoderConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96))
     with torch.no_grad():
         for weight in model.parameters():
-            weight.add_(0.1 * torch.randn_like(weight))
+            weight.add_(0.2 * torch.randn_like(weight))
     return model.eval()
 
 

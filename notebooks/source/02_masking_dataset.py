@@ -475,8 +475,8 @@ def corrupt(input_ids, selected, vocab_size, mask_token_id):
     """What the model sees, and the labels. 80 % [MASK], 10 % random ordinary token, 10 % kept.
 
     input_ids: [batch, seq] int64; selected: [batch, seq] bool, the scored positions. Ids up to mask_token_id are
-    special: none is ever selected, and none but [MASK] may be put in. A random token is uniform over the ids from mask_token_id + 1 to
-    vocab_size - 1, and may be the original.
+    special: none is ever selected, and none but [MASK] may be put in. A random token is uniform over the ids from
+    mask_token_id + 1 to vocab_size - 1, and may be the original.
     Returns (inputs, labels), both new; labels are -100 where nothing is scored.
     """
     ### BEGIN SOLUTION

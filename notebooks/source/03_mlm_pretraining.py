@@ -326,8 +326,8 @@ for name, recipe in contenders.items():
 figure, axis = plt.subplots(figsize=(7, 4))
 for name, history in curves.items():
     axis.plot([row["step"] for row in history], [row["loss"] for row in history], marker="o", label=name)
-axis.axhline(unigram_loss, color="grey", linestyle=":")
-axis.text(0, unigram_loss + 0.05, "unigram", color="grey", va="bottom")
+axis.axhline(unigram_loss, color="grey", linestyle=":", label="unigram baseline")
+axis.set_xlim(left=0)
 axis.set(xlabel="step", ylabel="held-out loss (nats)", title="Only the learning rate differs")
 axis.legend()
 plots.show(
@@ -476,13 +476,13 @@ axis.plot(
     linestyle="--",
     label="training (since the last point)",
 )
-for name, loss in (("unigram", unigram_loss), ("two neighbours", ngram_loss)):
-    axis.axhline(loss, color="grey", linestyle=":")
-    axis.text(max(minutes), loss + 0.05, name, color="grey", ha="right", va="bottom")
+axis.axhline(unigram_loss, color="grey", linestyle=":", label="unigram baseline")
+axis.axhline(ngram_loss, color="grey", linestyle="-.", label="two neighbours, counted")
+axis.set_xlim(left=0)
 axis.set(
     xlabel="minutes of training", ylabel="loss (nats per masked token)", title="Pretraining, with what counting can do"
 )
-axis.legend(loc="upper right", bbox_to_anchor=(1.0, 0.72))
+axis.legend()
 plots.show(
     figure,
     alt="Held-out and training loss against minutes of training; both fall below the lines of the unigram "
