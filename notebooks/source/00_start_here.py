@@ -221,7 +221,8 @@ plots.show(fig, alt="Three bars: the share of held-out words guessed right grows
 # %% [markdown]
 # Look at the step from the second bar to the third: one more neighbour, {{hit-rate-left-neighbour}} to
 # {{hit-rate-both-neighbours}}. Context on *both* sides is what a masked language model has and a left-to-right model
-# has not. The tables stop here: with three words of context nearly every context is new. A neural network shares what
+# has not. The tables soon stop helping: the more words of context, the more often a context is new, and about a new
+# one a table knows nothing. A neural network shares what
 # it learns between contexts that resemble each other. Lesson 03 trains one.
 
 # %% [markdown]
@@ -354,6 +355,7 @@ print(doctor.report(found))
 #   by how much on this one. Without it a lesson trains in fp32 and says so. Nothing turns red for a slow machine.
 # - **int8 products (VNNI)** and **AMX** matter in lesson 07, when a trained model is made small.
 # - **memory free** below $3$ GB: shut down other notebooks first (*Kernel → Shut Down All Kernels*).
+# - **ready** speaks of your machine; a lesson that is not in your folder is still being written.
 # - A line under *Problems* says what to do about it.
 
 # %% [markdown]
@@ -402,7 +404,8 @@ print(f"{waste:.1%} of the positions would be padding")
 
 # %% [markdown]
 # {{padding-share-words}} of the work would be spent on nothing. That is the first of the gaps between a slow recipe
-# and a fast one. It has nothing to do with mathematics, and lesson 02 closes it.
+# and a fast one. It has nothing to do with mathematics, and lesson 02 closes it. (Lesson 02 counts *pieces* of words,
+# of which there are more, so fewer positions are empty there.)
 
 # %% [markdown]
 # ## How a lesson works

@@ -247,9 +247,9 @@ check("1.2", logits_gradient)
 # %% [markdown]
 # ## 4 · Down the chain, into the parameters
 #
-# The last layer of an encoder is linear: it turns the hidden vector $h_i \in \mathbb R^H$ into scores, $z_i = W h_i +
-# c$. Stack the scored positions as rows, $Z = H W^\top + c$, and call $G = \partial \hat L / \partial Z$, the matrix
-# that we just derived. The chain rule, one entry at a time:
+# The last layer of an encoder is linear: it turns the hidden vector $h_i \in \mathbb R^d$ into scores, $z_i = W h_i +
+# c$. Stack the hidden vectors as the rows of a matrix $H$: $Z = H W^\top + c$. Call $G = \partial \hat L / \partial
+# Z$, the matrix that we just derived. The chain rule, one entry at a time:
 #
 # $$
 # \frac{\partial \hat L}{\partial W_{vk}} 
@@ -589,6 +589,10 @@ check("1.3", adamw_update)
 # $$
 #
 # No size and no training gets a model below the first term, on average. One that does has seen the answer.
+#
+# BERT's recipe, which the rest of this lesson uses and lesson 02 examines, scores 15 % of the positions. It shows 80
+# % of the scored ones as `[MASK]`, 10 % as a token drawn at random, and leaves 10 % as they are. So a scored position
+# may show an ordinary token.
 #
 # The condition $i \in S$ looks pedantic, and it decides everything: the loss averages over scored positions, and
 # *that a position is scored is itself news about its token*. An ordinary token at an unscored position is certain. An
@@ -976,9 +980,9 @@ exact = interval(losses_of(source.masked_posterior(leaky(1 / 4))) - floor_losses
 lesson.record("leak-exact-below-floor", exact[2])
 
 # %% [markdown]
-# *See:* points above the dashed line are possible, points below it are not. The bars are 95 % intervals. One leaky
-# row in four is plain to see; a leak that buys less than the model's own gap hides above the line. So train close to
-# the floor before you trust the alarm.
+# *See:* an honest model's point lies above the dashed line; a point below it has seen answers. The bars are 95 %
+# intervals. One leaky row in sixteen is already below the line; one in 32 only uses up the model's own gap and hides.
+# So train close to the floor before you trust the alarm.
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 3.2))
@@ -993,7 +997,7 @@ plots.show(fig, alt="Model minus floor by share of leaky rows: above zero withou
 # %% [markdown]
 # Would you have noticed without the floor? At one row in four the model loses less than before and beats
 # every baseline: it looks like progress. **A loss that is too good is a bug until the floor says otherwise.** On real
-# text there is no floor; then run the same pipeline on a Markov source first.
+# text the floor is unknown; then run the same pipeline on a Markov source first.
 
 # %% [markdown]
 # ## 11 · The same number in other units

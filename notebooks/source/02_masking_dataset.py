@@ -12,12 +12,13 @@
 # %% [markdown]
 # # 02 · From text to masked batches
 #
-# **You will turn raw pages into batches that a masked language model can learn from, and prove at every step that
-# nothing leaked, nothing was lost and nothing was masked by mistake.**
+# **You will turn raw pages into batches that a masked language model can learn from, and test at every step what
+# leaked, what was lost and what was masked by mistake.**
 #
 # About 60 minutes to read and solve; the code runs in about a minute on two CPU cores.
 #
-# *You need:* lesson 01's definition of the scored set; tensors and indexing.
+# *You need:* lesson 01's definition of the scored set; tensors and indexing; for section 7, what attention is (queries,
+# keys, heads).
 #
 # *You will be able to:*
 # - clean a corpus, write its card and split it so that the test is a test;
@@ -108,7 +109,7 @@ ids = encoding["input_ids"]
 masked_by_article = int((ids == small_tokenizer.mask_token_id).sum())
 copied_right = float((ids == ids.clone()).float().mean())
 print(f"[MASK] in the batch: {masked_by_article}; a copying model is right at {copied_right:.0%} of positions")
-lesson.record("masking-article-masks", masked_by_article);
+_ = lesson.record("masking-article-masks", masked_by_article)
 
 # %% [markdown]
 # So we need a corpus, a tokenizer, and the masking itself. In that order.
@@ -191,7 +192,7 @@ for name, country, passage in zip(("same text", "same capitalised words", "same 
 lesson.record("split-duplicates-by-country", by_country[0])
 lesson.record("split-duplicates-by-passage", by_passage[0])
 lesson.record("split-names-by-country", by_country[1])
-lesson.record("split-names-by-passage", by_passage[1]);
+_ = lesson.record("split-names-by-passage", by_passage[1])
 
 # %% [markdown]
 # Split by passage, {{split-duplicates-by-passage}} of the held-out texts stand in training word for word and
@@ -247,7 +248,8 @@ library.train_from_iterator([" ".join([word] * count) for word, count in counts.
 assert set(library.get_vocab()) - set("hugpnbs") - letters == set(learned)
 
 # %% [markdown]
-# Now the real one: 4,096 pieces, trained on the training countries only. Special tokens get ids 0 to 4, `[MASK]` the
+# Now the real one: 4,096 pieces, trained on the training countries only. Special tokens (`[PAD]` fills rows up,
+# `[UNK]` stands for what no piece covers, `[CLS]` and `[SEP]` open and close a text) get ids 0 to 4, `[MASK]` the
 # last of them. That makes a rule the masking code can rely on: *an id above `[MASK]` is an ordinary token.*
 
 # %%
@@ -311,11 +313,12 @@ for name, (size, unknown) in table.items():
     print(f"{name:12} {size:5.2f} bytes a token   unknown {unknown:8.4%}")
 lesson.record("tokenizer-bytes-per-token", table["wordpiece"][0])
 lesson.record("tokenizer-unknown", table["wordpiece"][1])
-lesson.record("tokenizer-word-unknown", table["words"][1]);
+_ = lesson.record("tokenizer-word-unknown", table["words"][1])
 
 # %% [markdown]
-# Words are longer but {{tokenizer-word-unknown}} of the held-out ones are unknown. Characters are all known but four
-# times as many. Pieces are between: {{tokenizer-bytes-per-token}} bytes each, {{tokenizer-unknown}} unknown.
+# Words are longer but {{tokenizer-word-unknown}} of the held-out ones are unknown. Characters are all known, but
+# there are nearly seven times as many of them as words. Pieces are between: {{tokenizer-bytes-per-token}} bytes each,
+# {{tokenizer-unknown}} unknown.
 #
 # Two properties are easily lost and cheap to test. The same text must give the same vocabulary, or a checkpoint does
 # not fit its tokenizer. And what is saved must open without this course.
@@ -370,11 +373,11 @@ print("scored:", {i: tokenizer.convert_ids_to_tokens(label) for i, label in enum
 # classes, and we know each class's probability $p_k$. Pearson's statistic says how far counts $n_k$ are from it:
 #
 # $$ \chi^2 = \sum_k \frac{(n_k - N p_k)^2}{N p_k}, \qquad
-# P(\chi^2 \ge x) = Q\!\left(\tfrac{k-1}{2}, \tfrac{x}{2}\right) $$
+# P(\chi^2 \ge x) = Q\!\left(\tfrac{K-1}{2}, \tfrac{x}{2}\right) $$
 #
-# $Q$ is the regularised incomplete gamma function, one call in torch. We raise the alarm below $10^{-6}$: a right
-# implementation is then accused once in a million runs. **A statistical test without a stated false-alarm rate is an
-# opinion.**
+# $K$ is the number of classes and $N = \sum_k n_k$; $Q$ is the regularised incomplete gamma function, one call in
+# torch. We raise the alarm below $10^{-6}$: a right implementation is then accused once in a million runs. **A
+# statistical test without a stated false-alarm rate is an opinion.**
 
 # %%
 FALSE_ALARM = 1e-6
@@ -408,7 +411,7 @@ by_mistake = sslcourse.masking.mask_tokens(
 for name, batch in (("by hand", by_hand), ("package", by_package), ("75/15/10", by_mistake)):
     print(f"{name:9} {classes(tape, *batch)}  p = {p_value(classes(tape, *batch), expected):.2g}")
 assert min(p_value(classes(tape, *batch), expected) for batch in (by_hand, by_package)) > FALSE_ALARM
-lesson.record("masking-planted-p-value", p_value(classes(tape, *by_mistake), expected));
+_ = lesson.record("masking-planted-p-value", p_value(classes(tape, *by_mistake), expected))
 
 # %% [markdown]
 # Both pass; five points too few `[MASK]` do not. The test has teeth.
@@ -452,7 +455,7 @@ for name, (share, kept, replaced) in trusts.items():
 lesson.record("masking-visible-scored-100", trusts["100/0/0"][0])
 lesson.record("masking-visible-scored", trusts["80/10/10"][0])
 lesson.record("masking-trust-gap", trusts["80/10/10"][1] - trusts["80/10/10"][2])
-lesson.record("masking-trust-copy", trusts["80/0/20"][1]);
+_ = lesson.record("masking-trust-copy", trusts["80/0/20"][1])
 
 # %% [markdown]
 # Read it row by row. `nan` means that there is no such position.
@@ -531,8 +534,8 @@ check("2.2", select)
 #
 # > **"15 % of the tokens become `[MASK]`."** 15 % are *scored*; 12 % become `[MASK]`.
 # >
-# > **"The mask rate is a count."** It is a probability. A row of 100 tokens has 15 scored ones on average; nothing
-# > between 5 and 27 is a surprise.
+# > **"The mask rate is a count."** It is a probability. A row of 100 tokens has 15 scored ones on average; among
+# > a thousand rows, one with 4 or one with 29 is no surprise.
 # > Now and then a short text has none at all, which is why a mean over scored positions needs a guard.
 # >
 # > **"A random token is any id."** The library draws from the whole vocabulary, `[PAD]` and `[CLS]` included
@@ -545,7 +548,7 @@ a_row = (labels != -100).sum(1)
 print(f"scored {float((labels != -100).float().mean()):.1%}, [MASK] {float((inputs == MASK).float().mean()):.1%}")
 print(f"scored tokens in a row of 100: from {int(a_row.min())} to {int(a_row.max())}")
 lesson.record("masking-share-mask", float((inputs == MASK).float().mean()))
-lesson.record("masking-row-spread", int(a_row.max() - a_row.min()));
+_ = lesson.record("masking-row-spread", int(a_row.max() - a_row.min()))
 
 # %% [markdown]
 # ## 5 · Static or dynamic masks?
@@ -598,7 +601,7 @@ print(f"static {static[-1][0]};  dynamic {dynamic[-1][0]}, where luck alone give
 lesson.record("masking-static-repeats", static[-1][0] / (len(short) * (EPOCHS - 1)))
 lesson.record("masking-dynamic-repeats-excess", (dynamic[-1][0] - by_luck) / math.sqrt(by_luck))
 lesson.record("masking-static-coverage", static[-1][1])
-lesson.record("masking-dynamic-coverage", dynamic[-1][1]);
+_ = lesson.record("masking-dynamic-coverage", dynamic[-1][1])
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
@@ -705,7 +708,7 @@ shares = {
 for name, (share, sees) in shares.items():
     print(f"{name:12} scored {share:6.1%}   pieces that see a piece of their word {sees:6.1%}")
 lesson.record("masking-sibling-tokens", shares["tokens"][1])
-lesson.record("masking-sibling-words", shares["whole words"][1]);
+_ = lesson.record("masking-sibling-words", shares["whole words"][1])
 
 # %% [markdown]
 # Does a visible piece give the answer away? Ask the dumbest possible reader: a table, made from training text, of the
@@ -733,7 +736,7 @@ guessed = sum(best_guess.get(hole, most_frequent) == piece for hole, piece in qu
 without = sum(piece == most_frequent for _, piece in questions) / len(questions)
 print(f"guessed from the word's other pieces {guessed:.1%}; by the most frequent piece {without:.1%}")
 lesson.record("masking-piece-guess", guessed)
-lesson.record("masking-piece-baseline", without);
+_ = lesson.record("masking-piece-baseline", without)
 
 # %% [markdown]
 # With single tokens {{masking-sibling-tokens}} of such pieces see a part of their own word, and a table that knows no
@@ -836,10 +839,10 @@ plots.show(figure, alt="Left: bars of padding share, above half for padding to 5
 
 # %% [markdown]
 # **What to see:** padding to 128 wastes {{padding-128}} of the positions *and* loses {{padding-cut-128}} of the
-# tokens. Padding to the longest of a random batch ({{padding-longest}}) keeps the tokens and wastes more: one long
-# text sets the width of 32 rows. Padding to 512 wastes {{padding-512}}. Packing wastes {{padding-packed}} and loses
-# nothing. Sorting by length comes close, but then a batch holds texts of one kind, and the order of training is no
-# longer random.
+# tokens. Padding to the longest of a random batch ({{padding-longest}}; texts are still cut, but at 512) loses fewer
+# tokens and wastes more: one long text sets the width of 32 rows. Padding to 512 wastes {{padding-512}}. Packing
+# wastes {{padding-packed}} and loses nothing. Sorting by length (cut at 512 too) comes close in padding, but then a
+# batch holds texts of one kind, and the order of training is no longer random.
 #
 # ### Exercise 2.4 — Pack · ★★☆ · 10 minutes
 
@@ -941,8 +944,8 @@ plots.show(figure, alt="Change of logits by position: with nothing or with resta
 # {{packing-leak-isolated}}. With restarted positions alone it is {{packing-leak-restarted}}: they leak, and nothing
 # says so.
 #
-# The converse must hold as well: a packed document gives what it gives *alone*. Here positions restart, or not:
-# rotary positions look at distances only.
+# The converse must hold as well: a packed document gives what it gives *alone*. Whether the positions restart does
+# not matter here: our encoder's (*rotary*) positions enter attention only as the distance between two tokens.
 
 # %%
 with torch.no_grad():
@@ -952,8 +955,8 @@ lesson.record("packing-alone-error", float((isolated - alone).abs().max()))
 
 # %% [markdown]
 # Is isolation worth it? It makes batches honest: what a document teaches does not depend on its neighbours. Many
-# large models were trained without it and did well. Lesson 03 uses it; what matters is to *know* which of the two you
-# have.
+# large models were trained without it and did well, and lesson 03 does without it too. What matters is to *know* which
+# of the two you have.
 #
 # ### Exercise 2.5 — The isolation mask · ★☆☆ · 5 minutes
 
@@ -1040,7 +1043,7 @@ lesson.record("masking-homogeneity-p", homogeneity)
 #
 # Two different questions. *Masking alone*: ids as a tensor in, inputs and labels out. *Whole batch*: what it takes to
 # get from the stored data to a masked batch. `Trainer` hands its collator a list of dicts of lists, which must be
-# made a tensor first; we keep the packed corpus as one tensor and pick rows. The three are timed in turns, so that a
+# made a tensor first; we keep the packed corpus as one tensor and pick rows. The four are timed in turns, so that a
 # busy machine slows all alike, and the ratio is taken within each turn.
 
 # %%
@@ -1090,7 +1093,7 @@ for name, values in times.items():
     print(f"{name:24} {middle:7.3f} ms   (middle 80 %: {low:.3f} to {high:.3f})")
 alone, whole = (times[f"library, {part}"] / times[f"ours, {part}"] for part in ("masking alone", "whole batch"))
 lesson.record("masking-speed-alone", alone.median())
-lesson.record("masking-speed-batch", whole.median());
+_ = lesson.record("masking-speed-batch", whole.median())
 
 # %%
 figure, axis = plt.subplots(figsize=(8, 2.8))

@@ -69,8 +69,10 @@ for name, encoded in documents.items():
     print(f"{name:10s} {len(encoded):6,} passages {sum(map(len, encoded)):9,} tokens")
 
 # %% [markdown]
-# The held-out set is packed into rows of 128 and masked **once**: 15 % of the positions, 80/10/10, with a fixed seed.
-# Every number in this lesson is the mean loss over these same positions, so numbers can be compared.
+# The held-out set is packed into rows of 128 and masked **once**: 15 % of the ordinary tokens (`[CLS]` and `[SEP]`
+# are never scored), 80/10/10, with a fixed seed. Unless the text says otherwise, every held-out loss in this lesson
+# is a mean over these same positions, so numbers can be compared. (The neighbour baseline leaves out the two ends of
+# each row.)
 
 # %%
 held_out = held_out_rows(documents["validation"], tokenizer, length=128)
@@ -198,10 +200,12 @@ lesson.record("train-epoch-difference", abs(mine - package))
 print(f"mine {mine:.6f}, package {package:.6f}")
 
 # %% [markdown]
-# The loss of a first epoch is near ln 4096 = $8.3$: the model starts by calling every token equally likely.
+# The loss of a first epoch is a little below $\ln 4096 = 8.3$: the model starts close to calling every token equally
+# likely.
 #
-# `evaluate` returns sums and counts, so that the evaluations of two halves can be added up. Again, padding and visible
-# tokens do not count. The article's version scored every position, which mostly measures how well a model copies.
+# `evaluate` returns sums and counts, so that the evaluations of two halves can be added up. Again, padding and
+# positions that are not scored do not count. The article's version scored every position, which mostly measures how
+# well a model copies.
 
 # %%
 untrained = EncoderForMaskedLM(EncoderConfig(vocab_size=vocab))
@@ -254,9 +258,9 @@ check("3.1", evaluate_batches)
 # %% [markdown]
 # ## The encoder
 #
-# 3 layers of width 128: about a million weights, half of them the embedding table. Five minutes on two cores are worth
-# some six million tokens, and a model much larger than that would not have the time to learn anything (lesson 08 climbs
-# through the alternatives, measured).
+# 3 layers of width 128: about a million weights, half of them the embedding table. Five minutes on two cores are
+# worth some seven million tokens, and a model much larger than that would not have the time to learn anything (lesson
+# 08 climbs through the alternatives, measured).
 
 # %%
 model = EncoderForMaskedLM(EncoderConfig(vocab_size=4096))
@@ -329,7 +333,7 @@ for name, history in curves.items():
 axis.axhline(unigram_loss, color="grey", linestyle=":", label="unigram baseline")
 axis.set_xlim(left=0)
 axis.set(xlabel="step", ylabel="held-out loss (nats)", title="Only the learning rate differs")
-axis.legend()
+axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 plots.show(
     figure,
     alt="Held-out loss against step for five learning rates; the article's rate stays above the unigram line, "
@@ -337,9 +341,9 @@ plots.show(
 )
 
 # %% [markdown]
-# What to see: the article's rate has not even learnt the frequencies. A rate ten times too large is no better: it never
-# leaves the plateau. Between the two, the largest rate that still trains wins, and the decay at the end brings the
-# rest.
+# What to see: the article's rate has not even learnt the frequencies. A rate ten times too large reaches the plateau
+# and hardly leaves it. Between the two, rate and schedule belong together: held constant, 6e-3 loses to 1e-3; with
+# warm-up and decay it beats every other run, and it leads from the first point on.
 
 # %%
 final = {name: history[-1]["loss"] for name, history in curves.items()}
@@ -351,8 +355,8 @@ if lesson.profile != "quick":
 
 # %% [markdown]
 # In numbers, from the run above: {{article-rate-loss}} nats with the article's rate and {{our-rate-loss}} with ours,
-# after
-# the same steps on the same text. Of that, the warm-up and the decay alone are worth {{decay-gain}} nats.
+# after the same steps on the same text. At the same peak rate, the warm-up and the decay together are worth
+# {{decay-gain}} nats.
 
 # %% [markdown]
 # > **Misconception: "2e-5 is the learning rate for Transformers."** It is a rate for *one* use of them. The cell above
@@ -420,9 +424,9 @@ check("3.3", clip)
 # ## The run
 #
 # Now the real thing. `pretrain` packs the text, draws new masks at every step, computes in bf16 where the CPU can,
-# warms
-# up for a tenth of the budget and lets the rate fall to zero **exactly when the budget ends**. That last point is worth
-# a sentence: a decay planned for 10,000 steps and stopped after 1,500 has never decayed.
+# warms up for a tenth of the budget and lets the rate fall to zero **exactly when the budget ends**. That last point
+# is worth a sentence: a decay planned for 10,000 steps and stopped after 1,500 has hardly decayed. (Documents stay in
+# the corpus's order and are not isolated from each other here: the field before is context, as on the page.)
 #
 # Ten times on the way it measures the held-out loss, and it keeps the weights that did best.
 
@@ -490,17 +494,17 @@ plots.show(
 )
 
 # %% [markdown]
-# What to see: the curve drops off the unigram line, passes the neighbours within the first part of the run, and gains
-# again at the end, when the rate goes to zero.
+# What to see: at the first point the curve is already far below the unigram line, it passes the neighbours in the first
+# part of the run, and each further stretch gains less than the one before.
 #
 # In the stored run, {{pretraining-minutes}} minutes of training on {{pretraining-tokens}} million tokens
 # ({{pretraining-speed}} thousand tokens a second) end at **{{pretrained-loss}} nats**, {{pretrained-bits-per-byte}}
-# bits
-# per byte, with the right token as first guess {{pretrained-accuracy}} % of the time. Counting neighbours ends at
-# {{neighbour-loss}}.
+# bits per byte (at the average number of bytes of a held-out token), with the right token as first guess
+# {{pretrained-accuracy}} % of the time. Counting neighbours ends at {{neighbour-loss}}.
 #
-# The training loss lies *above* the held-out loss in the first points. That is no mistake: it is an average over the
-# steps since the last point, most of them made by worse weights.
+# The training loss lies *above* the held-out loss all the way. That is no mistake. In training 30 % of the tokens are
+# masked, in evaluation 15 %, so training asks harder questions; and each point is an average over the steps since the
+# last one, most of them made by worse weights. Never compare two losses before you know what each is a mean of.
 
 # %% [markdown]
 # ## Look at it: before and after
@@ -537,9 +541,9 @@ for sentence in blanks:
         print(f"    {when:7s}", ", ".join(f"{guess['token_str']} ({guess['score']:.0%})" for guess in fill(sentence)))
 
 # %% [markdown]
-# Before training the guesses are noise, each with a probability near 1/4096. After it, grammar is in place, and so is
-# what the factbook always says. Where the answer needs a *fact* about one country, the model guesses what is common: it
-# has a million weights and has read the text a handful of times.
+# Before training, the network copies: its first guess is always `[MASK]`, the token that it sees, and every guess has a
+# probability of nearly 0. After it, much of the grammar is in place, and so is what the factbook always says. Do not
+# expect *facts* about one country: the model has a million weights and has read the text a handful of times.
 
 # %% [markdown]
 # ## When to stop

@@ -59,7 +59,7 @@ def text(root: Path) -> str:
 
 def table(root: Path) -> str:
     """One row a lesson."""
-    rows = ["| | Lesson | Minutes | |", "|---|---|---|---|"]
+    rows = ["| | Lesson | Minutes to run | |", "|---|---|---|---|"]
     shown = pictures(root)
     for lesson in claims.lessons(root):
         title, promise = _title(jupytext.read(build.source_path(root, lesson), fmt="py:percent").cells[0].source)

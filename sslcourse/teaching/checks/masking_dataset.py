@@ -36,8 +36,8 @@ def corrupt(answer: Answer, rng: Rng) -> None:
 
     few = mask + 4  # three ordinary ids: among so few, a fourth that is drawn as well shows in the counts
     among_few = rng.integers(mask + 1, few, rows, length)
-    inputs, _ = _pair(answer(among_few, selected, few, mask), among_few)
-    share = float((inputs[selected] == mask).double().mean())
+    seen, _ = _pair(answer(among_few, selected, few, mask), among_few)
+    share = float((seen[selected] == mask).double().mean())
     number = int(selected.sum())
     true(
         _plausible(share * number, number, 0.8),
