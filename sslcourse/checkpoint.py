@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ class Store:
     """
 
     def __init__(self, out: str | Path) -> None:
-        self.out = Path(out).absolute()  # "." has no name to put ".partial" behind
+        self.out = Path(os.path.realpath(out))  # "." has no name to lengthen, and a link cannot be replaced
         self.partial = self.out.with_name(self.out.name + ".partial")
         self.checkpoint = self.partial / "checkpoint"
 
@@ -134,6 +135,10 @@ class Store:
             model.get_parameter(name).data.copy_(weight)
         _restore_optimizer(optimizer, load_file(self.checkpoint / "optimizer.safetensors"), device)
         return State(**saved["state"], best=load_file(self.checkpoint / "best.safetensors"))
+
+    def discard(self) -> None:
+        """Delete what the run has left so far: it came to nothing."""
+        shutil.rmtree(self.partial, ignore_errors=True)
 
     def finish(self, model: Any, tokenizer: Any, records: Mapping[str, Any]) -> None:
         """Write model, tokenizer and ``records`` (as JSON), drop the checkpoint, and give the folder its name."""

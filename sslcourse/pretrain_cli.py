@@ -10,14 +10,22 @@ import argparse
 import json
 import os
 import random
+import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+LONGEST_WORD = 500  # characters; what is longer is not a word but text without spaces
 HELD_OUT = 0.05  # share of the documents that measures the loss
 WHAT = ".txt, .jsonl or .parquet file, or a folder of them"
+
+
+MARKS = {  # how a file of another encoding than UTF-8 begins, the longer mark first
+    b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16",
+}  # fmt: skip
 
 
 class UsageError(Exception):
@@ -59,6 +67,12 @@ def main(arguments: argparse.Namespace) -> int:
     except (UsageError, ValueError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:  # a run that diverged, or a model larger than the memory
+        reason = str(error).strip().partition("\n")[0]
+        if "allocate" in reason or not reason:
+            reason = "not enough memory for a model of this size; lower --hidden-size, --layers or --vocab-size"
+        print(f"pretrain: {reason}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"pretrain: {error.strerror or error} ({error.filename or arguments.out})", file=sys.stderr)
         return 1
@@ -79,7 +93,11 @@ def _run(arguments: argparse.Namespace) -> None:
     texts = [text for path in arguments.text for text in read_texts(path, arguments.field)]
     train, held_out = split(texts, arguments.seed, least=8 * arguments.sequence_length)
 
-    from sslcourse.pretraining import Recipe, pretrain  # torch is slow to import; a wrong path should not wait for it
+    from transformers.utils import logging  # slow to import, as torch is; a wrong path should not wait for it
+
+    from sslcourse.pretraining import Recipe, pretrain
+
+    logging.disable_progress_bar()  # there is one bar, ours
 
     heads = max(1, arguments.hidden_size // 64)
     if arguments.hidden_size % (2 * heads):
@@ -147,6 +165,11 @@ def check_out(out: str) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=".sslcourse-", dir=parent):
             pass  # the only sure way to know that a folder can be made here is to make one
+        str(path).encode()
+        with suppress(FileNotFoundError):
+            os.lstat(path.absolute().with_name(f"{path.absolute().name}.partial"))  # a name that is too long says so
+    except UnicodeEncodeError as error:
+        raise UsageError("--out: the name is not valid text; choose another") from error
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be written ({parent}: {error.strerror})") from error
 
@@ -181,8 +204,10 @@ def _pieces(text: str, words: int = 200) -> list[str]:
     """Paragraphs; one that is longer than ``words`` in pieces of that many."""
     pieces = []
     for paragraph in text.split("\n\n"):
-        parts = paragraph.split()
-        pieces += [" ".join(parts[start : start + words]) for start in range(0, len(parts), words)]
+        # a language without spaces is one "word" a line: cut it by characters
+        parts = [word[at : at + LONGEST_WORD] for word in paragraph.split() for at in range(0, len(word), LONGEST_WORD)]
+        room = words if len(parts) == len(paragraph.split()) else 1
+        pieces += [" ".join(parts[start : start + room]) for start in range(0, len(parts), room)]
     return pieces
 
 
@@ -217,7 +242,7 @@ def _read_file(file: Path, field: str | None) -> Iterator[str]:
     if suffix == ".txt":
         if field:
             raise UsageError(f"--field {field}: {file} is plain text and has no fields; leave --field out")
-        documents = (part.strip() for part in _decode(file).split("\n\n"))
+        documents = (part.strip() for part in re.split(r"\n\s*\n", _decode(file)))
     elif suffix == ".jsonl":
         documents = _read_jsonl(file, field or "text")
     elif suffix == ".parquet":
@@ -234,14 +259,14 @@ def _decode(file: Path) -> str:
         data = file.read_bytes()
     except OSError as error:
         raise UsageError(f"--text {file}: cannot be read ({error.strerror})") from error
-    if b"\0" in data and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
+    if b"\0" in data and encoding == "utf-8":
         raise UsageError(f"--text {file}: is a binary file (it holds zero bytes); give a {WHAT}")
-    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        return data.decode(encoding).replace("\r\n", "\n")
+        return data.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"--text {file}: is not UTF-8 (byte {error.start}); convert it, for example with iconv -f LATIN1 -t UTF-8"
+            f"--text {file}: is not {encoding.upper()} (byte {error.start}); convert it, for example with iconv -f LATIN1 -t UTF-8"
         ) from error
 
 
@@ -251,11 +276,11 @@ def _read_jsonl(file: Path, field: str) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"--text {file}: line {number} is not JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"--text {file}: line {number} is not JSON ({getattr(error, 'msg', error)})") from error
         if not isinstance(record, dict) or field not in record:
-            known = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            raise UsageError(f"--field {field}: not in line {number} of {file}; it has {known or 'no field'}")
+            known = _names(record) if isinstance(record, dict) else type(record).__name__
+            raise UsageError(f"--field {field}: not in line {number} of {file}; it has {known}")
         yield _text(record[field], f"line {number} of {file}", field)
 
 
@@ -273,12 +298,21 @@ def _read_parquet(file: Path, field: str) -> Iterator[str]:
     except (pyarrow.ArrowException, OSError) as error:
         raise UsageError(f"--text {file}: is not a parquet file ({str(error).splitlines()[0]})") from error
     if field not in names:
-        raise UsageError(f"--field {field}: no such column in {file}; it has {', '.join(names)}")
+        raise UsageError(f"--field {field}: no such column in {file}; it has {_names(names)}")
     row = 0
-    for batch in table.iter_batches(columns=[field]):
-        for value in batch.column(0).to_pylist():
-            row += 1
-            yield _text(value, f"row {row} of {file}", field)
+    try:
+        for batch in table.iter_batches(columns=[field]):
+            for value in batch.column(0).to_pylist():
+                row += 1
+                yield _text(value, f"row {row} of {file}", field)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text {file}: cannot be read after row {row} ({str(error).splitlines()[0]})") from error
+
+
+def _names(names: Iterable[str], most: int = 10) -> str:
+    """The first names of fields, on one line."""
+    names = [" ".join(name.split()) for name in names]
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "") or "no field"
 
 
 def _text(value: object, place: str, field: str) -> str:
@@ -286,6 +320,10 @@ def _text(value: object, place: str, field: str) -> str:
         return ""
     if not isinstance(value, str):
         raise UsageError(f"--field {field}: {place} holds {type(value).__name__}, not text; name a field of strings")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"--field {field}: {place} holds half a character (a lone surrogate)") from error
     return value
 
 
@@ -306,7 +344,7 @@ def _from_hub(name: str, field: str) -> Iterator[str]:
 def _positive(kind: type) -> type:
     def parse(text: str) -> float | int:
         value = kind(text)
-        if not 0 < value < float("inf"):
+        if not 0 < value < (float("inf") if kind is float else 2**31):
             raise ValueError
         return value
 

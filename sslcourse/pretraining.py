@@ -40,6 +40,10 @@ EVALUATION_RATE = 0.15  # held-out text is always masked at 15 %, 80/10/10, what
 EVALUATION_SEED = 15
 
 
+class Diverged(RuntimeError):
+    """The loss became infinite or nan and stayed so; there are no weights worth keeping."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides how a run goes, apart from its texts and its budget."""
@@ -369,6 +373,7 @@ def pretrain(
 
     Raises:
         ValueError: for a budget, recipe, text or folder that cannot work; nothing has been written then.
+        Diverged: if the held-out loss was never finite; nothing is left on disk.
     """
     recipe = recipe or Recipe()
     if (steps is None) == (minutes is None):
@@ -380,6 +385,8 @@ def pretrain(
     store = Store(out) if out is not None else None
     if store:
         store.check(resume)
+        if tensorboard is not None and Path(tensorboard).resolve().is_relative_to(store.out):
+            raise ValueError(f"tensorboard={str(tensorboard)!r} lies in out, which must stay empty; put it elsewhere")
     elif resume:
         raise ValueError("resume=True needs out, the folder that the interrupted run was given")
 
@@ -392,6 +399,9 @@ def pretrain(
             f"for one batch of batch_size={recipe.batch_size}; give more text, or lower one of the two"
         )
     validation = held_out_rows(wordpiece.encode(tokenizer, held_out), tokenizer, recipe.sequence_length)
+
+    if not bool((validation.labels != IGNORE).any()):
+        raise ValueError("held_out holds no token that can be masked (is all of it unknown to the tokenizer?)")
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng(devices=[]):
@@ -427,6 +437,11 @@ def pretrain(
                 store.save(identity, state, model, optimizer)
     bar.close()
     run.stopped = state.finished()
+    if not state.best:
+        if store:
+            store.discard()
+        raise Diverged(f"the held-out loss was never a finite number: training diverged at learning_rate="
+                       f"{recipe.learning_rate:g}; lower it. Nothing was written")
     model.load_state_dict(state.best, strict=False)  # the shared decoder weight has one name only
     model.eval()
     if store:
@@ -489,7 +504,10 @@ def _tensorboard(folder: str | Path | None) -> Any:
         raise ValueError(
             "tensorboard=... needs the package tensorboard; install it or leave the argument out"
         ) from error
-    writer = SummaryWriter(str(folder))
+    try:
+        writer = SummaryWriter(str(folder))
+    except OSError as error:
+        raise ValueError(f"tensorboard={str(folder)!r} cannot be written ({error.strerror})") from error
 
     def log(row: Mapping[str, float]) -> None:
         for name in ("train_loss", "loss", "accuracy", "learning_rate"):

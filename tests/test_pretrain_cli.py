@@ -125,6 +125,12 @@ BAD = {
     "negative steps": (lambda d: write(d / "a.txt", "txt"), ["--steps", "-3"], "--steps"),
     "minutes nan": (lambda d: write(d / "a.txt", "txt"), ["--minutes", "nan"], "--minutes"),
     "mask rate over 1": (lambda d: write(d / "a.txt", "txt"), ["--mask-rate", "1.5"], "--mask-rate"),
+    "deep nesting": (lambda d: touch(d / "a.jsonl", b"[" * 100_000), [], "line 1 is not JSON"),
+    "half a character": (lambda d: touch(d / "a.jsonl", b'{"text": "a \\ud800 b"}\n'), [], "lone surrogate"),
+    "truncated UTF-16": (lambda d: touch(d / "a.txt", b"\xff\xfea\0b"), [], "not UTF-16"),
+    "a size beyond reason": (lambda d: write(d / "a.txt", "txt"), ["--vocab-size", "9" * 25], "--vocab-size"),
+    "TensorBoard on a file": (lambda d: write(d / "a.txt", "txt"), ["--tensorboard", __file__], "tensorboard="),
+    "a name too long": (lambda d: write(d / "a.txt", "txt"), ["--out", "x" * 250], "cannot be written"),
     "nothing to resume": (lambda d: write(d / "a.txt", "txt"), ["--resume"], "holds no checkpoint"),
 }
 
@@ -196,3 +202,36 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path, capsys, monkeyp
     assert pretrain(*arguments, "--resume") == 0
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_run_that_diverges_writes_nothing_and_says_why(tmp_path, capsys):
+    source = write(tmp_path / "text.txt", "txt")
+    assert pretrain("--text", source, "--out", tmp_path / "out", *SMALL, "--learning-rate", "1e30") == 1
+    assert "diverged at learning_rate=1e+30; lower it" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt"]
+
+
+def test_tensorboard_inside_out_is_refused_before_training(tmp_path, capsys):
+    source = write(tmp_path / "text.txt", "txt")
+    out = tmp_path / "out"
+    assert pretrain("--text", source, "--out", out, *SMALL, "--tensorboard", out / "log") == 2
+    assert "lies in out" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_out_may_be_a_link_to_an_empty_folder(tmp_path):
+    source = write(tmp_path / "text.txt", "txt")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert pretrain("--text", source, "--out", tmp_path / "link", *SMALL) == 0
+    assert (tmp_path / "real" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["".join(chr(0x4E00 + (i * i) % 400) for i in range(24_000)), "\r".join(DOCUMENTS), "\n \n".join(DOCUMENTS)],
+    ids=["no spaces at all", "old Mac line ends", "blank lines that hold a space"],
+)
+def test_text_of_other_habits_is_read(tmp_path, text):
+    (tmp_path / "text.txt").write_bytes(text.encode())
+    assert pretrain("--text", tmp_path / "text.txt", "--out", tmp_path / "out", *SMALL) == 0
