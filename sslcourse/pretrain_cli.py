@@ -266,7 +266,8 @@ def _decode(file: Path) -> str:
         return data.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"--text {file}: is not {encoding.upper()} (byte {error.start}); convert it, for example with iconv -f LATIN1 -t UTF-8"
+            f"--text {file}: is not {encoding.upper()} (byte {error.start}); convert it, for example with "
+            "iconv -f LATIN1 -t UTF-8"
         ) from error
 
 
