@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -96,10 +97,21 @@ class Store:
         """Refuse, before anything is written, a folder that could not be kept apart from what is there."""
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ValueError(f"out={str(self.out)!r} exists and is not an empty folder; choose another name")
-        if resume and not (self.checkpoint / "state.json").is_file():
+        if os.path.ismount(self.out):
+            raise ValueError(f"out={str(self.out)!r} is a mount point, which cannot be replaced; choose a folder in it")
+        old = self.partial / "checkpoint.old"
+        if old.is_dir() and not self.checkpoint.exists():  # cut off between the two renames of `save`
+            old.rename(self.checkpoint)
+        if not self.holds_checkpoint() and self.partial.is_dir():
+            self.discard()  # the first save was cut off: nothing that could be resumed, nothing worth keeping
+        if resume and not self.holds_checkpoint():
             raise ValueError(f"resume=True, but {str(self.partial)!r} holds no checkpoint; start without it")
         if not resume and self.partial.exists():
             raise ValueError(f"{str(self.partial)!r} is left from an interrupted run; resume it, or delete it first")
+
+    def holds_checkpoint(self) -> bool:
+        """Whether there is something to resume."""
+        return (self.checkpoint / "state.json").is_file()
 
     def save(self, identity: dict[str, Any], state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Replace the checkpoint by the present state; an interruption leaves the old one or the new one."""
@@ -107,9 +119,13 @@ class Store:
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
         fresh.mkdir(parents=True)
-        save_file(_weights(model), fresh / "model.safetensors")
-        save_file(state.best, fresh / "best.safetensors")
-        save_file(_optimizer_tensors(optimizer), fresh / "optimizer.safetensors")
+        try:
+            save_file(_weights(model), fresh / "model.safetensors")
+            save_file(state.best, fresh / "best.safetensors")
+            save_file(_optimizer_tensors(optimizer), fresh / "optimizer.safetensors")
+        except SafetensorError as error:  # a full disk, most often
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise OSError(f"the checkpoint could not be written to {str(self.partial)!r} ({error})") from error
         plain = {key: getattr(state, key) for key in _PLAIN}
         (fresh / "state.json").write_text(json.dumps({"identity": identity, "state": plain}), encoding="utf-8")
         if self.checkpoint.exists():
@@ -123,6 +139,12 @@ class Store:
         Raises:
             ValueError: if the checkpoint is of another run.
         """
+        try:
+            return self._load(identity, model, optimizer)
+        except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the checkpoint in {str(self.partial)!r} is damaged ({error}); delete it") from error
+
+    def _load(self, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
         saved = json.loads((self.checkpoint / "state.json").read_text(encoding="utf-8"))
         for key, value in json.loads(json.dumps(identity)).items():
             if saved["identity"][key] != value:

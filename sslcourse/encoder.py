@@ -214,14 +214,22 @@ class EncoderForMaskedLM(_Pretrained):
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
         labels: Int[Tensor, "batch seq"] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **_: Any,
     ) -> MaskedLMOutput:
-        """Logits at every position, and the mean loss over the masked ones if there are labels."""
+        """Logits at every position, and the mean loss over the masked ones if there are labels.
+
+        ``Trainer`` passes ``num_items_in_batch``, the masked positions of all the batches that it accumulates: then the
+        sum is divided by that number, and accumulated batches give the gradient of one.
+        """
         hidden = self.model(input_ids, attention_mask, position_ids).last_hidden_state
         logits = self.decoder(self.head(hidden))
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+            how = "mean" if num_items_in_batch is None else "sum"
+            loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction=how)
+            if num_items_in_batch is not None:
+                loss = loss / num_items_in_batch
         return MaskedLMOutput(loss=loss, logits=logits)
 
     def masked_logits(
@@ -251,6 +259,8 @@ class EncoderForMaskedLM(_Pretrained):
         """As in ``transformers``, under the stock class's name, so that it loads without this package."""
         super().save_pretrained(save_directory, **kwargs)
         path = Path(save_directory) / "config.json"
+        if not path.is_file():  # only the main process of several writes it
+            return
         config = json.loads(path.read_text(encoding="utf-8"))
         config["architectures"] = ["ModernBertForMaskedLM"]
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -313,5 +323,10 @@ def _refuse_what_is_left_out(config: ModernBertConfig) -> None:
                 f"{name}={getattr(config, name)} is not part of this encoder; set it to 0, or load the model "
                 "with transformers.AutoModelForMaskedLM"
             )
+    rope = config.rope_parameters["full_attention"]
+    if rope.get("rope_type", "default") != "default":
+        raise ValueError(f"rope_parameters asks for rope_type={rope['rope_type']!r}; this encoder has the default only")
+    if config.sparse_prediction:
+        raise ValueError("sparse_prediction=True changes the shape of the logits; use masked_loss, which is sparse")
     if not config.decoder_bias or not config.tie_word_embeddings:
         raise ValueError("decoder_bias and tie_word_embeddings must stay true: the output shares the embeddings")

@@ -103,6 +103,8 @@ def corrupt(
     Only the scored positions are touched, so the cost follows their number, not the batch's.
     """
     _check_corruption(mask_prob, random_prob)
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids of dtype {input_ids.dtype} cannot hold labels of {IGNORE}; use torch.int64")
     where = selected.reshape(-1).nonzero().squeeze(1)
     originals = input_ids.reshape(-1).index_select(0, where)
     action = _uniform(where.shape, input_ids.device, generator)  # under 0.8: [MASK]; to 0.9: random; else kept

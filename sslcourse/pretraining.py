@@ -70,7 +70,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "layers", "heads", "sequence_length", "batch_size"):
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "sequence_length", "batch_size")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.schedule not in ("linear", "cosine", "constant"):
@@ -79,8 +80,12 @@ class Recipe:
             raise ValueError(f"precision={self.precision!r} is unknown; choose auto, fp32 or bf16")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} is a share of the budget; it must lie in [0, 1)")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate} must be positive")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate} must be positive and finite")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay={self.weight_decay} must be 0 or more")
+        if not 0 < self.mask_rate <= 1:
+            raise ValueError(f"mask_rate={self.mask_rate} must lie in (0, 1]: without a mask there is nothing to learn")
 
     def config(self) -> EncoderConfig:
         """The encoder's configuration."""
@@ -382,6 +387,11 @@ def pretrain(
         raise ValueError(f"steps={steps}, minutes={minutes}: the budget must be positive")
     if evaluations < 1:
         raise ValueError(f"evaluations={evaluations} must be at least 1, or no weights could be kept")
+    if patience is not None and patience < 1:
+        raise ValueError(f"patience={patience} must be at least 1 evaluation, or None")
+    texts, held_out = list(texts), list(held_out)
+    if not texts or not held_out:
+        raise ValueError(f"texts ({len(texts)}) and held_out ({len(held_out)}) must each hold at least one document")
     store = Store(out) if out is not None else None
     if store:
         store.check(resume)

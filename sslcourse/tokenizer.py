@@ -29,7 +29,7 @@ def train(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFa
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-    if vocab_size <= len(SPECIAL_TOKENS):
+    if vocab_size < len(SPECIAL_TOKENS) + 2:  # one character, at a start and behind "##"
         raise ValueError(f"vocab_size={vocab_size} has no room beside {len(SPECIAL_TOKENS)} special tokens; try 4096")
     normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
     splitter = pre_tokenizers.BertPreTokenizer()
@@ -38,7 +38,9 @@ def train(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFa
     )
     if not words:
         raise ValueError("texts holds no word to train a tokenizer on")
-    alphabet, continuing = _alphabet(words, most=max(1, vocab_size // 4))
+    room = vocab_size - len(SPECIAL_TOKENS)
+    # a character may take two places, at a start and behind "##"
+    alphabet, continuing = _alphabet(words, most=max(1, min(room // 2, vocab_size // 4)))
 
     # The library numbers "##" pieces in the order of a hash map and breaks ties by number, so two runs would differ.
     # Given to the trainer as reserved tokens, they are numbered before the map is read, and the runs agree.

@@ -119,6 +119,25 @@ def test_trainer_trains_and_evaluates(model, tokenizer, tmp_path):
     assert "ModernBertForMaskedLM" in (tmp_path / "saved" / "config.json").read_text()
 
 
+@pytest.mark.parametrize(("batch", "accumulation"), [(12, 1), (4, 3), (2, 6)])
+def test_trainer_accumulates_to_the_gradient_of_the_whole_batch(model, tokenizer, tmp_path, batch, accumulation):
+    data = MaskedLMDataset(TEXTS * 3, tokenizer, max_length=24, mask_rate=0.4, dynamic=False)
+    items = [data[i] for i in range(12)]
+    whole = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    want = model(**whole).loss
+    norm = torch.nn.utils.get_total_norm(torch.autograd.grad(want, list(model.parameters())))
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, learning_rate=0.0, report_to=[], use_cpu=True, disable_tqdm=True,
+        per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, save_strategy="no",
+        logging_steps=1,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=arguments, train_dataset=items)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["loss"] == pytest.approx(want.item(), rel=1e-4)
+    assert logged["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+
+
 def test_accelerate_trains(model, tokenizer):
     from accelerate import Accelerator
 
@@ -189,6 +208,16 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only():
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_dropout": 0.1}, "mlp_dropout"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ({"sparse_prediction": True}, "sparse_prediction"),
+        (
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                }
+            },
+            "linear",
+        ),
     ],
 )
 def test_what_is_left_out_is_refused(setting, fragment):

@@ -501,3 +501,9 @@ def test_a_packed_document_gives_what_it_gives_alone(model, packed):
 def test_padding_share():
     assert masking.padding_share([4, 8, 16], 8) == pytest.approx(4 / 24)
     assert masking.padding_share([8], 8) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32])
+def test_ids_of_a_type_that_cannot_hold_labels_are_refused(dtype):
+    with pytest.raises(ValueError, match="dtype"):
+        masking.mask_tokens(torch.full((2, 8), 9).to(dtype), special_tokens_mask=None, vocab_size=50, mask_token_id=4)

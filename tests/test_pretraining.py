@@ -347,6 +347,8 @@ def test_the_folder_opens_in_stock_transformers(tokenizer, tmp_path):
         ({"steps": None, "minutes": float("nan")}, "must be positive"),
         ({"evaluations": 0}, "evaluations=0"),
         ({"texts": TEXTS[:2]}, "too little"),
+        ({"held_out": []}, "at least one document"),
+        ({"patience": 0}, "patience=0"),
         ({"held_out": ["rain"]}, "less than one row"),
     ],
 )
@@ -378,3 +380,19 @@ def test_a_full_folder_is_refused(tokenizer, tmp_path):
 def test_a_recipe_names_what_is_wrong_with_it(name, value):
     with pytest.raises(ValueError, match=f"{name}="):
         Recipe(**{name: value})
+
+
+def test_a_damaged_or_half_written_checkpoint_is_named_or_cleared(tokenizer, tmp_path):
+    with pytest.raises(PowerCut):
+        run(tokenizer, out=tmp_path / "cut", on_evaluation=cut_at(4))
+    checkpoint = tmp_path / "cut.partial" / "checkpoint"
+    checkpoint.rename(checkpoint.with_name("checkpoint.old"))  # as if cut off between the two renames
+    weights_file = checkpoint.with_name("checkpoint.old") / "model.safetensors"
+    whole = weights_file.read_bytes()
+    weights_file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="is damaged"):
+        run(tokenizer, out=tmp_path / "cut", resume=True)
+    (checkpoint / "model.safetensors").write_bytes(whole)
+    assert run(tokenizer, out=tmp_path / "cut", resume=True).stopped == "steps"
+    (tmp_path / "new.partial" / "checkpoint.new").mkdir(parents=True)  # as if cut off in the first save
+    assert run(tokenizer, out=tmp_path / "new").stopped == "steps"

@@ -100,7 +100,7 @@ def test_chinese_is_cut_at_every_character():
     assert trained.tokenize("龙") == ["[UNK]"]
 
 
-@pytest.mark.parametrize("size", [6, 10, 64])
+@pytest.mark.parametrize("size", [7, 10, 64])
 def test_tiny_vocabularies_keep_their_bound(size):
     trained = tokenizer.train(["low lower lowest"] * 5, vocab_size=size)
     assert 5 < len(trained) <= size
@@ -118,3 +118,8 @@ def test_no_room_for_a_piece_is_refused(size):
 def test_no_text_is_refused(nothing):
     with pytest.raises(ValueError, match="texts"):
         tokenizer.train(nothing)
+
+
+@pytest.mark.parametrize("vocab_size", [7, 8, 12, 40])
+def test_a_small_vocabulary_is_never_exceeded(vocab_size):
+    assert len(tokenizer.train(["river town mill grain bread stone"] * 3, vocab_size)) <= vocab_size

@@ -309,7 +309,7 @@ contenders = {
     "6e-3, warm-up, then linear to 0": replace(short, learning_rate=6e-3, schedule="linear", warmup=0.1),
     "6e-2, warm-up, then linear to 0": replace(short, learning_rate=6e-2, schedule="linear", warmup=0.1),
 }
-steps = lesson.choose(quick=12, full=150)
+steps = lesson.choose(quick=12, full=120)
 
 # %%
 curves = {}
@@ -432,7 +432,7 @@ check("3.3", clip)
 
 # %%
 recipe = replace(Recipe(), vocab_size=vocab, batch_size=lesson.choose(quick=8, full=32))
-budget = lesson.choose(quick={"steps": 30, "evaluations": 2}, full={"minutes": 4.8, "evaluations": 10})
+budget = lesson.choose(quick={"steps": 30, "evaluations": 2}, full={"minutes": 4.5, "evaluations": 10})
 run = pretrain(
     splits["train"],
     splits["validation"],
