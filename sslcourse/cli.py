@@ -90,6 +90,20 @@ def select(root: Path, words: list[str]) -> list[str]:
     return sorted({names[word] for word in words}) or known
 
 
+def usable(folder: Path) -> Path:
+    """The folder, made if need be.
+
+    Raises:
+        SystemExit: status 2, with one line, where that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"--out {folder}: {error.strerror}; choose another folder", file=sys.stderr)
+        raise SystemExit(2) from error
+    return folder
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from sslcourse import doctor
 
@@ -112,7 +126,7 @@ def _run(arguments: argparse.Namespace) -> int:
     lessons = select(ROOT, arguments.lessons)
     from sslcourse.teaching import run
 
-    return run.run(ROOT, lessons, arguments.profile, arguments.kind, arguments.out)
+    return run.run(ROOT, lessons, arguments.profile, arguments.kind, usable(arguments.out))
 
 
 def _notebooks(arguments: argparse.Namespace) -> int:
@@ -137,7 +151,7 @@ def _build(arguments: argparse.Namespace) -> int:
             kept = build.write_learner(ROOT, lesson)
             print(f"notebooks/{lesson}.ipynb" + ("" if kept else ": its code has no outputs yet"))
         else:
-            path = (arguments.out or ROOT / "build" / kind) / f"{lesson}.ipynb"
+            path = usable(arguments.out or ROOT / "build" / kind) / f"{lesson}.ipynb"
             build.save(build.build(ROOT, lesson, kind), path)
             print(path)
     if kind == "learner" and arguments.out is None:

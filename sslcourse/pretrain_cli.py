@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-LONGEST_WORD = 500  # characters; what is longer is not a word but text without spaces
 HELD_OUT = 0.05  # share of the documents that measures the loss
 WHAT = ".txt, .jsonl or .parquet file, or a folder of them"
 
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=_positive(int), default=32, help="rows a step (default: 32)")
     parser.add_argument("--learning-rate", type=_positive(float), help="default: chosen for the hidden size")
     parser.add_argument("--mask-rate", type=_rate, default=0.3, help="in training (default: 0.3)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument("--evaluations", type=_positive(int), default=10, help="held-out losses shown (default: 10)")
     parser.add_argument("--patience", type=_positive(int), help="stop after this many evaluations without a gain")
     parser.add_argument("--tensorboard", metavar="DIR", help="write a TensorBoard log there")
@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the command; the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `kill` stops it as Ctrl-C does
     try:
         _run(arguments)
     except (UsageError, ValueError) as error:
@@ -77,7 +78,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"pretrain: {error.strerror or error} ({error.filename or arguments.out})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        partial = Path(f"{arguments.out}.partial")
+        partial = Path(os.path.realpath(arguments.out) + ".partial")
         kept = (
             f"{partial} holds the last checkpoint; the same command with --resume goes on"
             if partial.exists()
@@ -155,11 +156,14 @@ def default_learning_rate(hidden_size: int) -> float:
 def check_out(out: str) -> None:
     """The output folder must be new or empty, and its parent writable."""
     path = Path(out)
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"--out {out}: is a file; give a folder")
-    if path.exists() and any(path.iterdir()):
-        raise UsageError(f"--out {out}: is not empty; choose another folder, nothing is overwritten")
-    parent = path.absolute() if path.exists() else path.absolute().parent
+    try:
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"--out {out}: is a file; give a folder")
+        if path.exists() and any(path.iterdir()):
+            raise UsageError(f"--out {out}: is not empty; choose another folder, nothing is overwritten")
+    except OSError as error:
+        raise UsageError(f"--out {out[:80]}: cannot be looked at ({error.strerror})") from error
+    parent = Path(os.path.realpath(path)).parent  # the run's own folder is made beside ``out``, then takes its name
     while not parent.exists():
         parent = parent.parent
     try:
@@ -200,15 +204,21 @@ def split(texts: Sequence[str], seed: int, least: int = 0) -> tuple[list[str], l
     )
 
 
-def _pieces(text: str, words: int = 200) -> list[str]:
-    """Paragraphs; one that is longer than ``words`` in pieces of that many."""
-    pieces = []
+def _pieces(text: str, longest: int = 1000) -> list[str]:
+    """Paragraphs; a longer one is cut into pieces of about ``longest`` characters, between words where it has any."""
+    pieces: list[str] = []
     for paragraph in text.split("\n\n"):
-        # a language without spaces is one "word" a line: cut it by characters
-        parts = [word[at : at + LONGEST_WORD] for word in paragraph.split() for at in range(0, len(word), LONGEST_WORD)]
-        room = words if len(parts) == len(paragraph.split()) else 1
-        pieces += [" ".join(parts[start : start + room]) for start in range(0, len(parts), room)]
-    return pieces
+        piece = ""
+        for word in paragraph.split():
+            while len(word) > longest:  # a script without spaces, or a blob: cut it by characters
+                pieces += [piece] * bool(piece) + [word[:longest]]
+                piece, word = "", word[longest:]
+            if len(piece) + len(word) >= longest:
+                pieces.append(piece)
+                piece = ""
+            piece = f"{piece} {word}".strip()
+        pieces += [piece] * bool(piece)
+    return [piece for piece in pieces if piece]
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -221,8 +231,15 @@ def read_texts(path: str, field: str | None = None) -> list[str]:
         UsageError: naming the file and what is wrong with it.
     """
     source = Path(path)
+    try:
+        source.stat()
+    except FileNotFoundError:
+        pass  # said below, unless it is a name on the hub
+    except OSError as error:
+        raise UsageError(f"--text {path[:80]}: cannot be looked at ({error.strerror})") from error
     if source.is_dir():
-        files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        files = [file for file in found if not any(part.startswith(".") for part in file.relative_to(source).parts)]
         if not files:
             raise UsageError(f"--text {path}: the folder holds no {', '.join(SUFFIXES)} file")
     elif source.is_file():
@@ -351,6 +368,16 @@ def _positive(kind: type) -> type:
 
     parse.__name__ = f"positive {'number' if kind is float else 'whole number'}"  # argparse names it in its message
     return parse  # type: ignore[return-value]
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise ValueError
+    return value
+
+
+_seed.__name__ = "whole number between 0 and 2147483647"
 
 
 def _rate(text: str) -> float:

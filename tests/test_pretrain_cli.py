@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
+from sslcourse import pretrain_cli
 from sslcourse.cli import main
 
 WORDS = "the old river town has a mill and a market where grain bread and stone are sold in winter".split()
@@ -131,6 +133,8 @@ BAD = {
     "a size beyond reason": (lambda d: write(d / "a.txt", "txt"), ["--vocab-size", "9" * 25], "--vocab-size"),
     "TensorBoard on a file": (lambda d: write(d / "a.txt", "txt"), ["--tensorboard", __file__], "tensorboard="),
     "a name too long": (lambda d: write(d / "a.txt", "txt"), ["--out", "x" * 250], "cannot be written"),
+    "a path too long": (lambda d: d / ("x" * 5000), [], "File name too long"),
+    "a seed too large": (lambda d: write(d / "a.txt", "txt"), ["--seed", "9" * 25], "--seed"),
     "nothing to resume": (lambda d: write(d / "a.txt", "txt"), ["--resume"], "holds no checkpoint"),
 }
 
@@ -183,8 +187,6 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path, capsys):
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path, capsys, monkeypatch):
-    from sslcourse import pretrain_cli
-
     source = write(tmp_path / "text.txt", "txt")
     arguments = ["--text", source, "--out", tmp_path / "out", *SMALL[2:-2], "--steps", "6", "--evaluations", "3"]
 
@@ -235,3 +237,34 @@ def test_out_may_be_a_link_to_an_empty_folder(tmp_path):
 def test_text_of_other_habits_is_read(tmp_path, text):
     (tmp_path / "text.txt").write_bytes(text.encode())
     assert pretrain("--text", tmp_path / "text.txt", "--out", tmp_path / "out", *SMALL) == 0
+
+
+def test_a_long_word_cuts_itself_and_not_its_paragraph():
+    pieces = pretrain_cli._pieces("word " * 5000 + "x" * 2600 + " " + "word " * 5000)
+    assert max(map(len, pieces)) <= 1000
+    assert len(pieces) < 60
+    assert "".join(pieces).replace(" ", "") == "word" * 5000 + "x" * 2600 + "word" * 5000
+
+
+def test_hidden_files_of_a_folder_are_not_read(tmp_path, capsys):
+    write(tmp_path / "a.txt", "txt")
+    touch(tmp_path / "._a.txt", b"\x00\x05\x16\x07 junk of a file system")
+    (tmp_path / ".git").mkdir()
+    write(tmp_path / ".git" / "b.txt", "txt")
+    assert pretrain("--text", tmp_path, "--out", tmp_path / "out", *SMALL) == 0
+    assert "149 documents" in capsys.readouterr().out
+
+
+def test_kill_stops_a_run_as_an_interrupt_does(tmp_path):
+    source = write(tmp_path / "text.txt", "txt")
+    command = [sys.executable, "-m", "sslcourse", "pretrain", "--text", source, "--out", tmp_path / "out", *SMALL[2:-2],
+               "--minutes", "5", "--evaluations", "500"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("149 documents")
+    assert process.stdout.readline().startswith("step")  # so there is a checkpoint soon
+    time.sleep(1)
+    process.terminate()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume goes on" in error
+    assert "Traceback" not in error
