@@ -16,7 +16,7 @@ def status(*words):
     ("words", "fragment"),
     [
         (["run", "77"], "there is no lesson '77'"),
-        (["gate", "intro"], "there is no lesson 'intro'"),
+        (["gate", "intro"], "unrecognized arguments: intro"),
         (["notebooks", "77"], "there is no lesson '77'"),
         (["run", "00", "--profile", "quick", "--out", "README.md"], "--out README.md"),
         (["build", "teacher", "00", "--out", "README.md"], "--out README.md"),
