@@ -68,10 +68,13 @@ def main(arguments: argparse.Namespace) -> int:
     except (UsageError, ValueError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 2
-    except (MemoryError, RuntimeError) as error:  # a run that diverged, or a model larger than the memory
-        reason = str(error).strip().partition("\n")[0]
-        if "allocate" in reason or not reason:
+    except (MemoryError, RuntimeError) as error:
+        if type(error).__name__ == "Diverged":  # by name, since torch may not have been imported
+            reason = str(error)
+        elif isinstance(error, MemoryError) or "allocate" in str(error):
             reason = "not enough memory for a model of this size; lower --hidden-size, --layers or --vocab-size"
+        else:
+            raise  # a mistake of ours: it shall be seen
         print(f"pretrain: {reason}", file=sys.stderr)
         return 1
     except OSError as error:
