@@ -18,6 +18,13 @@ FLOOR = {  # a room imports only from lower numbers, or from the teaching side's
     "checkpoint": 2,
     "pretraining": 3,
     "pretrain_cli": 4,
+    "pretrained": 4,
+    "scores": 0,
+    "lora": 0,
+    "labelled": 1,
+    "finetuning": 4,
+    "precision": 4,
+    "generalization": 5,
     "doctor": 4,
 }
 NOT_ON_A_BARE_NODE = (

@@ -39,6 +39,9 @@ MODULES = {
     "1": "loss_derivation",
     "2": "masking_dataset",
     "3": "mlm_pretraining",
+    "4": "fine_tuning",
+    "5": "mixed_precision",
+    "9": "generalization",
 }
 
 _graders: dict[str, Callable[[Answer, Rng], None]] = {}

@@ -1,0 +1,88 @@
+"""The encoder that lesson 03 pretrains, for the lessons that start from it.
+
+    run = pretrained.load()        # from data/cache, or made from its recipe when it is not there
+    run.model, run.tokenizer
+
+The folder in the cache is named after a hash of everything that decides what is in it: the recipe, the number of steps
+and the texts. Change one of them and another encoder is made beside the first. The budget is counted in steps, since
+minutes would give another encoder on every machine: 1,850 steps are what lesson 03 does in four and a half minutes.
+
+What this module does not do: download anything. An encoder from the hub is ``transformers.AutoModel``'s business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from sslcourse import corpus
+from sslcourse.checkpoint import fingerprint
+from sslcourse.encoder import EncoderForMaskedLM
+from sslcourse.pretraining import Recipe, Run, pretrain
+
+STEPS = 1850
+
+
+def cache_folder() -> Path:
+    """``$SSLCOURSE_CACHE``, else ``data/cache`` of the checkout, else a folder in the user's own cache."""
+    if chosen := os.environ.get("SSLCOURSE_CACHE"):
+        return Path(chosen)
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "data" / "claims").is_dir():
+        return checkout / "data" / "cache"
+    return Path.home() / ".cache" / "sslcourse"
+
+
+def load(
+    steps: int = STEPS,
+    recipe: Recipe | None = None,
+    *,
+    texts: Sequence[str] | None = None,
+    held_out: Sequence[str] | None = None,
+    cache: str | Path | None = None,
+    progress: bool | None = False,
+) -> Run:
+    """The encoder of ``recipe`` after ``steps`` steps, read from the cache or trained and put there.
+
+    Args:
+        texts, held_out: by default the factbook's training and validation countries.
+        cache: by default ``cache_folder()``.
+        progress: a bar on stderr while training; ``None`` shows it in a terminal only.
+
+    Raises:
+        ValueError: if only one of ``texts`` and ``held_out`` is given, or ``pretrain`` refuses its arguments.
+    """
+    if (texts is None) != (held_out is None):
+        raise ValueError("give texts and held_out together, or neither: a loss needs text that was not trained on")
+    if texts is None or held_out is None:
+        splits = corpus.load_splits()
+        texts, held_out = ([row["text"] for row in splits[name]] for name in ("train", "validation"))
+    recipe = recipe or Recipe()
+    folder = Path(cache or cache_folder()) / f"encoder-{key(recipe, steps, texts, held_out)}"
+    if folder.is_dir():
+        return _open(folder, recipe)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = (folder.with_name(f"{folder.name}.partial") / "checkpoint" / "state.json").is_file()
+    return pretrain(texts, held_out, recipe, steps=steps, out=folder, resume=unfinished, evaluations=5,
+                    progress=progress)  # fmt: skip
+
+
+def key(recipe: Recipe, steps: int, texts: Sequence[str], held_out: Sequence[str]) -> str:
+    """Twelve hexadecimal digits that name an encoder."""
+    whole = {"recipe": asdict(recipe), "steps": steps, "texts": fingerprint(texts, held_out)}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _open(folder: Path, recipe: Recipe) -> Run:
+    try:
+        model = EncoderForMaskedLM.from_pretrained(folder).eval()
+        history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"the cached encoder in {str(folder)!r} is damaged ({error}); delete the folder") from error
+    return Run(model, AutoTokenizer.from_pretrained(folder), recipe, history, stopped="steps")
