@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.modeling_outputs import ModelOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from sslcourse.encoder import EncoderForMaskedLM
 from sslcourse.masking import IGNORE
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+POOL = 8  # batches that are sorted by length together
 Example = dict[str, Any]  # {"input_ids": [int], "labels": int or [int]}, and what a head needs besides
 Batch = dict[str, Tensor]
 
@@ -80,19 +82,29 @@ def encode_tags(
     for row, (of_words, of_tags) in enumerate(zip(words, tags, strict=True)):
         if len(of_words) != len(of_tags):
             raise ValueError(f"sentence {row} has {len(of_words)} words and {len(of_tags)} tags; give one tag a word")
-        encoded = tokenizer(list(of_words), is_split_into_words=True, truncation=True, max_length=max_length)
+        encoded = _encode_words(tokenizer, of_words)
+        if len(encoded["input_ids"]) > max_length:
+            raise ValueError(
+                f"sentence {row} has {len(of_words)} words, more than max_length={max_length} tokens hold; "
+                "cut it, or raise max_length"
+            )
         labels, before = [], None
         for word in encoded.word_ids():
             first = word is not None and word != before
             labels.append(_index(of_tags[word], classes) if first else IGNORE)
             before = word
-        if sum(label != IGNORE for label in labels) != len(of_words):
-            raise ValueError(
-                f"sentence {row} has {len(of_words)} words, more than max_length={max_length} tokens hold; "
-                "cut it, or raise max_length"
-            )
         examples.append({"input_ids": encoded["input_ids"], "labels": labels})
     return examples
+
+
+def _encode_words(tokenizer: PreTrainedTokenizerFast, words: Sequence[str]) -> Any:
+    """Pieces of every word; a word that the tokenizer leaves out (a lone control character) becomes [UNK]."""
+    encoded = tokenizer(list(words), is_split_into_words=True, verbose=False)
+    seen = set(encoded.word_ids())
+    if len(seen - {None}) == len(words):
+        return encoded
+    kept = [word if place in seen else tokenizer.unk_token for place, word in enumerate(words)]
+    return tokenizer(kept, is_split_into_words=True, verbose=False)
 
 
 def encode_questions(
@@ -152,7 +164,7 @@ def encode_relations(
                 raise ValueError(f"{name}[{row}]={(start, end)} is not a part of its text of {len(text)} characters")
         if max(subject[0], item[0]) < min(subject[1], item[1]):
             raise ValueError(f"subjects[{row}]={subject} and objects[{row}]={item} overlap; they must be apart")
-        marked, starts = _mark(text, subject, item)
+        marked, starts = mark_arguments(text, subject, item)
         encoded = tokenizer(marked, truncation=True, max_length=max_length)
         tokens = [encoded.char_to_token(start) for start in starts]
         if None in tokens:
@@ -161,8 +173,8 @@ def encode_relations(
     return examples
 
 
-def _mark(text: str, subject: tuple[int, int], item: tuple[int, int]) -> tuple[str, tuple[int, int]]:
-    """The marked text, and the characters at which the subject's and the object's opening markers stand."""
+def mark_arguments(text: str, subject: tuple[int, int], item: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+    """The text with its arguments marked, and the characters at which the subject's and the object's markers open."""
     pieces, at, starts = [], 0, {}
     for sign, (start, end) in sorted((("@", subject), ("#", item)), key=lambda pair: pair[1]):
         pieces.append(text[at:start])
@@ -484,14 +496,24 @@ def _depth(name: str, layers: int) -> int:
 
 
 def _batches(examples: Sequence[Example], settings: Settings, pad_token_id: int) -> Iterator[Batch]:
+    """Epoch after epoch in a random order; within a pool of batches, sentences of like length stand together.
+
+    A batch is padded to its longest sentence, so this halves the work and leaves the order of batches random.
+    """
     if not examples:
         raise ValueError("examples is empty: there is nothing to train on")
     generator = torch.Generator().manual_seed(settings.seed)
     size = min(settings.batch_size, len(examples))
+    lengths = [len(example["input_ids"]) for example in examples]
     while True:
         order = torch.randperm(len(examples), generator=generator).tolist()
-        for begin in range(0, len(order) - size + 1, size):
-            yield collate([examples[i] for i in order[begin : begin + size]], pad_token_id)
+        order = order[: len(order) // size * size]
+        for begin in range(0, len(order), POOL * size):
+            pool = order[begin : begin + POOL * size]
+            if len(pool) > size:
+                pool.sort(key=lengths.__getitem__)
+            for place in torch.randperm(len(pool) // size, generator=generator).tolist():
+                yield collate([examples[i] for i in pool[place * size : (place + 1) * size]], pad_token_id)
 
 
 def _pad_token_id(model: TaskModel) -> int:
@@ -518,8 +540,10 @@ def open_encoder(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     if not (folder / "config.json").is_file():
         raise ValueError(f"folder={str(folder)!r} holds no config.json, so no model; give a folder that pretrain wrote")
     config = AutoConfig.from_pretrained(folder)
-    if getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"folder={str(folder)!r} holds a {config.model_type}, not an encoder; use BERT's kin")
+    if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"folder={str(folder)!r} holds a {config.model_type}, not an encoder; use one of BERT's kin")
+    if not list(folder.glob("*.safetensors")):
+        raise ValueError(f"folder={str(folder)!r} holds no weights in safetensors; pickled ones are not opened")
     ours = config.model_type == "modernbert" and set(config.layer_types) == {"full_attention"}
     opener = EncoderForMaskedLM if ours else AutoModel
     model, report = opener.from_pretrained(folder, use_safetensors=True, output_loading_info=True)

@@ -107,6 +107,7 @@ NAME_FIELDS = (
     "National anthem(s)",
 )
 MIN_SENTENCE_WORDS = 5
+MAX_WORD_LETTERS = 24  # longer ones are addresses, or whole sentences in a script without spaces
 TITLES = frozenset(
     """President Prime Minister King Queen Prince Princess Emperor Sultan Emir Amir Sheikh Ambassador Governor General
     Governor-General Premier Chancellor Chairman Chairperson Commissioner Administrator Captain Colonel Major Lieutenant
@@ -139,7 +140,7 @@ def person_names(max_words: int = 48) -> dict[str, list[Tagged]]:
         if leaf.field in NAME_FIELDS:
             for sentence in _SENTENCE.split(leaf.text):
                 words = _WORD.findall(sentence)[:max_words]
-                if len(words) >= MIN_SENTENCE_WORDS:
+                if len(words) >= MIN_SENTENCE_WORDS and max(map(len, words)) <= MAX_WORD_LETTERS:
                     tags = tag_names(words, acronyms)
                     rows[Tagged(tuple(word.lower() for word in words), tuple(tags), leaf.country)] = None
     return _split(rows)
@@ -236,7 +237,6 @@ RELATIONS = {  # fields that list items, and how the country is related to each
     ("Natural hazards",): "suffers from",
     ("National color(s)",): "has the national colour",
 }
-MAX_FIELD_WORDS = 24
 FIELDS_A_PARAGRAPH = 4
 
 
@@ -247,7 +247,7 @@ def questions(per_country: int = 16, seed: int = SEED) -> dict[str, list[Questio
     exported is often also a natural resource), and where one field ends nothing but a full stop tells.
     """
     rows = []
-    for country, _, context, spans in _paragraphs(QUESTIONS, per_country, seed):
+    for country, _, context, spans in _paragraphs(QUESTIONS, per_country, seed, longest=12):
         path = random.Random(f"{seed}{country}{context}").choice(sorted(spans))
         rows.append(Question(QUESTIONS[path], context, *spans[path], country))
     return _split(rows)
@@ -260,7 +260,7 @@ def relations(per_country: int = 16, seed: int = SEED) -> dict[str, list[Relatio
     relations ("gold" is mined and exported); only the list in which it is marked counts.
     """
     rows = []
-    for country, name, context, spans in _paragraphs(RELATIONS, per_country, seed):
+    for country, name, context, spans in _paragraphs(RELATIONS, per_country, seed, longest=20):
         draw = random.Random(f"{seed}{country}{context}")
         path = draw.choice(sorted(spans))
         items = list(_items(context, *spans[path]))
@@ -273,16 +273,19 @@ def relations(per_country: int = 16, seed: int = SEED) -> dict[str, list[Relatio
 
 
 def _paragraphs(
-    fields: Iterable[tuple[str, ...]], per_country: int, seed: int
+    fields: Iterable[tuple[str, ...]], per_country: int, seed: int, longest: int
 ) -> Iterator[tuple[str, str, str, dict[tuple[str, ...], tuple[int, int]]]]:
-    """(country, its name, paragraph, span of each field in it); the fields are drawn and ordered at random."""
+    """(country, its name, paragraph, span of each field in it); the fields are drawn and ordered at random.
+
+    A field of more than ``longest`` words is left out, to keep paragraphs short.
+    """
     wanted = set(fields)
     texts: dict[str, dict[tuple[str, ...], str]] = defaultdict(dict)
     names: dict[str, str] = {}
     for leaf in _leaves():
         names[leaf.country] = leaf.name
         path = (leaf.field, *leaf.path)
-        if path in wanted and len(leaf.text.split()) <= MAX_FIELD_WORDS:
+        if path in wanted and len(leaf.text.split()) <= longest:
             texts[leaf.country].setdefault(path, leaf.text.rstrip(" .;"))
     for country, of_country in texts.items():
         draw = random.Random(f"{seed}{country}")
@@ -322,8 +325,8 @@ class _Leaf:
 
 
 def _leaves() -> Iterator[_Leaf]:
-    for region, code, tree in corpus.countries():
-        name = corpus.country_name(tree)
+    for region, code, tree in corpus._countries():
+        name = corpus._country_name(tree)
         for section, fields in tree.items():
             for field, content in fields.items():
                 for path, raw in corpus.leaves(content):
@@ -334,7 +337,7 @@ def _leaves() -> Iterator[_Leaf]:
 
 def _split(rows: Iterable[Text | Tagged | Question | Relation]) -> dict[str, list]:
     """By country, with the corpus's own draw."""
-    drawn = corpus.split_countries(code for _, code, _ in corpus.countries())
+    drawn = corpus.split_countries(code for _, code, _ in corpus._countries())
     of_country = {code: split for split, codes in drawn.items() for code in codes}
     splits: dict[str, list] = {"train": [], "validation": [], "test": []}
     for row in rows:

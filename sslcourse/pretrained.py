@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from sslcourse import corpus
@@ -45,6 +46,7 @@ def load(
     *,
     texts: Sequence[str] | None = None,
     held_out: Sequence[str] | None = None,
+    every: int = 1,
     cache: str | Path | None = None,
     progress: bool | None = False,
 ) -> Run:
@@ -52,6 +54,7 @@ def load(
 
     Args:
         texts, held_out: by default the factbook's training and validation countries.
+        every: read only every so many passages, for a quick try that is worth little.
         cache: by default ``cache_folder()``.
         progress: a bar on stderr while training; ``None`` shows it in a terminal only.
 
@@ -63,7 +66,9 @@ def load(
     if texts is None or held_out is None:
         splits = corpus.load_splits()
         texts, held_out = ([row["text"] for row in splits[name]] for name in ("train", "validation"))
-    recipe = recipe or Recipe()
+    if every < 1:
+        raise ValueError(f"every={every} must be at least 1, which takes every passage")
+    texts, held_out, recipe = texts[::every], held_out[::every], recipe or Recipe()
     folder = Path(cache or cache_folder()) / f"encoder-{key(recipe, steps, texts, held_out)}"
     if folder.is_dir():
         return _open(folder, recipe)
@@ -83,6 +88,6 @@ def _open(folder: Path, recipe: Recipe) -> Run:
     try:
         model = EncoderForMaskedLM.from_pretrained(folder).eval()
         history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"the cached encoder in {str(folder)!r} is damaged ({error}); delete the folder") from error
     return Run(model, AutoTokenizer.from_pretrained(folder), recipe, history, stopped="steps")

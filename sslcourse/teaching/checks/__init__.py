@@ -41,7 +41,6 @@ MODULES = {
     "3": "mlm_pretraining",
     "4": "fine_tuning",
     "5": "mixed_precision",
-    "9": "generalization",
 }
 
 _graders: dict[str, Callable[[Answer, Rng], None]] = {}

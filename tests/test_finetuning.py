@@ -1,0 +1,359 @@
+"""Fine-tuning: examples, heads, training, checkpoints, and one clear error for each bad input."""
+
+import copy
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, Trainer, TrainingArguments
+
+from sslcourse import finetuning as ft
+from sslcourse import tokenizer as wordpiece
+from sslcourse.encoder import Encoder, EncoderConfig, EncoderForMaskedLM
+from sslcourse.pretraining import Diverged
+
+RIVERS, MILLS = ("old", "wide", "cold", "slow"), ("grain", "saw", "paper")
+TEXTS = [f"the {river} river runs past the {mill} mill" for river in RIVERS for mill in MILLS]
+TAGS = ["O", "B-PER", "I-PER"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return wordpiece.train(TEXTS + ["@ # samuel doe kenya exports tea and gold . what is the highest point ?"] * 3, 300)
+
+
+@pytest.fixture
+def body(tokenizer):
+    return small_body(len(tokenizer))
+
+
+def small_body(vocab, positions=64):
+    torch.manual_seed(0)
+    config = EncoderConfig(vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                           max_position_embeddings=positions)  # fmt: skip
+    body = Encoder(config)
+    for weight in body.parameters():  # so that layers are no longer the identity
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.15)
+    return body.eval()
+
+
+@pytest.fixture
+def toy(tokenizer):
+    """Class by one word: a bag of words can learn it, the most frequent class cannot."""
+    labels = ["cold" if "cold" in text or "old river" in text else "other" for text in TEXTS]
+    return ft.encode_texts(tokenizer, TEXTS, labels, ["other", "cold"])
+
+
+# -- examples ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_piece_of_a_word_carries_its_tag(tokenizer):
+    words = ("president", "samuel", "doe", "exports", "zzz")
+    [example] = ft.encode_tags(tokenizer, [words], [["O", "B-PER", "I-PER", "O", "O"]], TAGS)
+    word_ids = tokenizer(list(words), is_split_into_words=True).word_ids()
+    assert len(set(word_ids)) < len(word_ids)  # some word has several pieces, or there is nothing to see
+    first = [word is not None and word != before for before, word in zip([None, *word_ids[:-1]], word_ids, strict=True)]
+    assert [label != -100 for label in example["labels"]] == first
+    assert [label for label in example["labels"] if label != -100] == [0, 1, 2, 0, 0]
+
+
+def test_a_word_that_the_tokenizer_leaves_out_keeps_its_tag(tokenizer):
+    [example] = ft.encode_tags(tokenizer, [("samuel", "\ufe0f", "doe")], [["B-PER", "O", "I-PER"]], TAGS)
+    assert [label for label in example["labels"] if label != -100] == [1, 0, 2]
+
+
+@pytest.mark.parametrize("answer", ["Kenya", "tea and gold", "gold"])
+def test_the_answers_tokens_give_the_answer_back(tokenizer, answer):
+    context = "Kenya exports tea and gold."
+    start = context.index(answer)
+    [example] = ft.encode_questions(tokenizer, ["what is exported"], [context], [(start, start + len(answer))])
+    assert ft.answer_text(example, context, example["labels"]) == answer
+
+
+@pytest.mark.parametrize(("subject", "item"), [((0, 5), (22, 26)), ((22, 26), (0, 5))])
+def test_markers_stand_before_their_arguments_in_either_order(tokenizer, subject, item):
+    text = "Kenya exports tea and gold."
+    [example] = ft.encode_relations(tokenizer, [text], [subject], [item], ["exports"], ["exports"])
+    pieces = tokenizer.convert_ids_to_tokens(example["input_ids"])
+    assert [pieces[place] for place in example["markers"]] == ["@", "#"]
+    marked, _ = ft.mark_arguments(text, subject, item)
+    assert f"@ {text[slice(*subject)]} @" in marked
+    assert f"# {text[slice(*item)]} #" in marked
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: ft.encode_texts(t, [], [], ["a"]), "texts is empty"),
+        (lambda t: ft.encode_texts(t, ["x", "y"], ["a"], ["a"]), "unequal lengths: texts has 2, labels has 1"),
+        (lambda t: ft.encode_texts(t, ["x"], ["b"], ["a"]), "label 'b' is not among classes"),
+        (lambda t: ft.encode_tags(t, [["x", "y"]], [["O"]], TAGS), "2 words and 1 tags"),
+        (lambda t: ft.encode_tags(t, [["mill"] * 20], [["O"] * 20], TAGS, max_length=8), "raise max_length"),
+        (lambda t: ft.encode_questions(t, ["q"], ["text"], [(2, 2)]), r"spans\[0\]=\(2, 2\) is not a part"),
+        (lambda t: ft.encode_questions(t, ["q"], ["mill " * 30], [(140, 144)], max_length=16), "cut off at max_length"),
+        (lambda t: ft.encode_relations(t, ["abc"], [(0, 2)], [(1, 3)], ["a"], ["a"]), "overlap"),
+        (lambda t: ft.encode_relations(t, ["abc"], [(0, 9)], [(1, 3)], ["a"], ["a"]), r"subjects\[0\]=\(0, 9\)"),
+        (lambda t: ft.collate([], 0), "examples is empty"),
+    ],
+)
+def test_bad_examples_are_refused_in_words(tokenizer, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tokenizer)
+
+
+# -- heads -------------------------------------------------------------------------------------------------------------
+
+
+def test_padding_changes_no_prediction(tokenizer, body, toy):
+    torch.manual_seed(1)
+    model = ft.SequenceClassifier(body, 2).eval()
+    short = ft.collate(toy[:2], 0)
+    wide = {**short, "input_ids": torch.nn.functional.pad(short["input_ids"], (0, 9)),
+            "attention_mask": torch.nn.functional.pad(short["attention_mask"], (0, 9))}  # fmt: skip
+    assert torch.allclose(model(**short).logits, model(**wide).logits, atol=1e-5)  # fp32, other order of sums
+
+
+def test_a_span_lies_in_the_context_and_does_not_end_before_it_starts(tokenizer, body):
+    torch.manual_seed(1)
+    contexts = TEXTS[:6]
+    examples = ft.encode_questions(tokenizer, ["what is the highest point"] * 6, contexts, [(0, 3)] * 6)
+    model = ft.SpanPredictor(body)
+    for example, (first, last) in zip(examples, ft.predict(model, examples), strict=True):
+        assert first <= last
+        inside = [b > a for a, b in example["offsets"]]
+        assert inside[first]
+        assert inside[last]
+
+
+def test_the_best_pair_is_not_two_bests():
+    model = ft.SpanPredictor(small_body(50))
+    start, end = torch.tensor([0.0, 1.0, 5.0]), torch.tensor([5.0, 2.0, 0.0])
+    assert model.best(torch.stack([start, end])[None]).tolist() == [[0, 0]]
+
+
+def test_a_relation_is_read_at_its_markers(tokenizer, body):
+    torch.manual_seed(1)
+    text = "Kenya exports tea and gold."
+    pairs = ft.encode_relations(tokenizer, [text] * 2, [(0, 5)] * 2, [(22, 26)] * 2, ["a"] * 2, ["a", "b"])
+    pairs[1]["markers"] = [1, 2]
+    logits = ft.RelationClassifier(body, 2)(**ft.collate(pairs, 0)).logits
+    assert not torch.allclose(logits[0], logits[1])
+
+
+def test_labels_out_of_range_are_named(body, toy):
+    bad = [{**toy[0], "labels": 7}]
+    with pytest.raises(ValueError, match="labels holds 7, outside 0 to 1"):
+        ft.fit(ft.SequenceClassifier(body, 2), bad, ft.Settings(steps=1))
+
+
+def test_a_sequence_longer_than_the_models_positions_is_refused(tokenizer):
+    model = ft.SequenceClassifier(small_body(len(tokenizer), positions=16), 2)
+    example = ft.encode_texts(tokenizer, ["mill " * 40], ["a"], ["a", "b"])
+    with pytest.raises(ValueError, match="more than the model's 16 positions"):
+        ft.fit(model, example, ft.Settings(steps=1))
+
+
+@pytest.mark.parametrize(("argument", "value"), [("outputs", 0), ("dropout", 1.0), ("dropout", -0.1)])
+def test_a_head_that_cannot_be_is_refused(body, argument, value):
+    with pytest.raises(ValueError, match=f"{argument}={value}"):
+        ft.SequenceClassifier(body, **{"outputs": 2, argument: value})
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_what_the_most_frequent_class_does_not_know(body, toy):
+    torch.manual_seed(0)
+    model = ft.SequenceClassifier(body, 2)
+    losses = ft.fit(model, toy, ft.Settings(steps=60, learning_rate=3e-3, batch_size=6))
+    assert losses[-1] < losses[0] / 2
+    gold = [example["labels"] for example in toy]
+    most_frequent = max(gold.count(0), gold.count(1)) / len(gold)
+    assert sum(a == b for a, b in zip(gold, ft.predict(model, toy), strict=True)) / len(gold) > most_frequent
+
+
+def fitted(body, toy, seed=0):
+    torch.manual_seed(seed)
+    model = ft.SequenceClassifier(copy.deepcopy(body), 2, dropout=0.2)
+    return ft.fit(model, toy, ft.Settings(steps=5, batch_size=4, seed=seed)), model
+
+
+def test_the_same_seed_gives_the_same_bits(body, toy):
+    (losses, model), (again, twin), (others, _) = fitted(body, toy), fitted(body, toy), fitted(body, toy, seed=1)
+    assert losses == again != others
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_the_callers_random_numbers_are_left_alone(body, toy):
+    model = ft.SequenceClassifier(body, 2, dropout=0.5)
+    before = torch.get_rng_state()
+    ft.fit(model, toy, ft.Settings(steps=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_example_is_seen_once_an_epoch(body, toy):
+    numbered = [{**example, "labels": i} for i, example in enumerate(toy)]
+    seen = []
+
+    def note(model, batch):
+        seen.extend(batch["labels"].tolist())
+        return ft.backward(model, batch)
+
+    ft.fit(ft.SequenceClassifier(body, len(toy)), numbered, ft.Settings(steps=6, batch_size=4), backward=note)
+    assert sorted(seen[:12]) == sorted(seen[12:]) == list(range(12))
+    assert seen[:12] != seen[12:]
+
+
+def test_on_step_can_end_the_run(body, toy):
+    losses = ft.fit(ft.SequenceClassifier(body, 2), toy, ft.Settings(steps=9), on_step=lambda step, model: step == 3)
+    assert len(losses) == 3
+
+
+def test_what_needs_no_gradient_stays(body, toy):
+    model = ft.SequenceClassifier(body, 2)
+    model.body.requires_grad_(False)
+    before = copy.deepcopy(body.state_dict())
+    ft.fit(model, toy, ft.Settings(steps=3))
+    assert all(torch.equal(before[name], weight) for name, weight in body.state_dict().items())
+    assert ft.trained_parameters(model) == 2 * 32 + 2
+    model.head.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        ft.fit(model, toy, ft.Settings(steps=1))
+
+
+def test_lower_layers_learn_at_lower_rates(body):
+    model = ft.SequenceClassifier(body, 2)
+    optimizer = ft.make_optimizer(model, ft.Settings(learning_rate=1.0, layer_decay=0.5, weight_decay=0.1))
+    rate = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    decay = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
+    for name, weight in model.named_parameters():
+        layer = (name + "..").split(".")[2]
+        depth = int(layer) + 1 if layer.isdigit() else 0 if "embeddings" in name else 3
+        assert rate[id(weight)] == 0.5 ** (3 - depth), name
+        assert decay[id(weight)] == (0.1 if weight.ndim == 2 else 0.0), name
+
+
+def test_nan_ends_the_run_with_advice(body, toy):
+    model = ft.SequenceClassifier(body, 2)
+    with torch.no_grad():
+        model.head.bias.fill_(math.nan)
+    with pytest.raises(Diverged, match="loss is nan at step 1: lower learning_rate"):
+        ft.fit(model, toy, ft.Settings(steps=2))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("steps", 0), ("batch_size", 0), ("layer_decay", 0.0), ("learning_rate", -1.0), ("precision", "fp17")],
+)
+def test_settings_that_cannot_be_are_refused(argument, value):
+    with pytest.raises(ValueError, match=f"{argument}="):
+        ft.Settings(**{argument: value})
+
+
+@pytest.mark.parametrize("work", [ft.fit, ft.predict])
+def test_an_empty_split_is_refused(body, work):
+    with pytest.raises(ValueError, match="examples is empty"):
+        work(ft.SequenceClassifier(body, 2), [])
+
+
+def test_predictions_come_in_order_whatever_the_batch(body, tokenizer):
+    torch.manual_seed(3)
+    words = [("mill",) * n for n in (9, 2, 5, 1, 7)]
+    examples = ft.encode_tags(tokenizer, words, [["O"] * len(row) for row in words], TAGS)
+    model = ft.TokenClassifier(body, 3)
+    one, many = (ft.predict(model, examples, batch_size=size, precision="fp32") for size in (1, 5))
+    assert one == many
+    assert [len(row) for row in one] == [9, 2, 5, 1, 7]
+
+
+def test_untrained_is_the_same_network_with_other_weights(body):
+    twin = ft.untrained(body, seed=1)
+    shapes = {name: weight.shape for name, weight in body.named_parameters()}
+    assert {name: weight.shape for name, weight in twin.named_parameters()} == shapes
+    assert not torch.equal(twin.get_input_embeddings().weight, body.get_input_embeddings().weight)
+    again = ft.untrained(body, seed=1)
+    assert torch.equal(twin.get_input_embeddings().weight, again.get_input_embeddings().weight)
+
+
+def test_the_librarys_trainer_takes_the_model(body, toy, tmp_path):
+    torch.manual_seed(0)
+    model = ft.SequenceClassifier(body, 2)
+    options = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 5}
+    options |= {"max_steps": 40, "learning_rate": 3e-3, "remove_unused_columns": False}
+    arguments = TrainingArguments(str(tmp_path), **options)
+    trainer = Trainer(model=model, args=arguments, train_dataset=toy, data_collator=lambda rows: ft.collate(rows, 0))
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < losses[0] / 2
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tokenizer, tmp_path):
+    model = EncoderForMaskedLM(small_body(len(tokenizer)).config)
+    model.save_pretrained(tmp_path / "ours")
+    tokenizer.save_pretrained(tmp_path / "ours")
+    return tmp_path / "ours"
+
+
+def test_our_folder_opens_as_our_encoder(folder):
+    body, _ = ft.open_encoder(folder)
+    assert type(body) is Encoder
+    assert torch.equal(body.embeddings.tok_embeddings.weight,
+                       load_file(folder / "model.safetensors")["model.embeddings.tok_embeddings.weight"])  # fmt: skip
+
+
+def stock(model, tokenizer, folder):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_stock_encoder_is_fine_tuned_by_the_same_functions(tokenizer, toy, tmp_path):
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=32, max_position_embeddings=32)  # fmt: skip
+    body, _ = ft.open_encoder(stock(BertModel(config), tokenizer, tmp_path / "bert"))
+    model = ft.SequenceClassifier(body, 2)
+    losses = ft.fit(model, toy, ft.Settings(steps=40, learning_rate=3e-3))
+    assert losses[-1] < losses[0] / 2
+
+
+def test_another_kind_of_model_is_refused(tokenizer, tmp_path):
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2)
+    with pytest.raises(ValueError, match="gpt2"):
+        ft.open_encoder(stock(GPT2Model(config), tokenizer, tmp_path / "gpt"))
+
+
+def test_weights_of_another_architecture_are_refused(folder):
+    save_file({"encoder.weight": torch.zeros(2, 2)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="another architecture"):
+        ft.open_encoder(folder)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        ft.open_encoder(tmp_path)
+
+
+def test_pickled_weights_are_not_loaded(folder):
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="safetensors"):
+        ft.open_encoder(folder)
+
+
+def test_a_tokenizer_of_another_checkpoint_is_refused(folder, tokenizer, tmp_path):
+    other = wordpiece.train(TEXTS, 60)
+    with pytest.raises(ValueError, match="belongs to another checkpoint"):
+        ft.check_pair(small_body(len(tokenizer)), other)
+    shutil.rmtree(tmp_path / "ours", ignore_errors=True)
+    EncoderForMaskedLM(small_body(len(tokenizer)).config).save_pretrained(folder)
+    other.save_pretrained(folder)
+    with pytest.raises(ValueError, match="belongs to another checkpoint"):
+        ft.open_encoder(folder)
