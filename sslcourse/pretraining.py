@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from transformers.activations import ACT2FN
 
 from sslcourse import masking
 from sslcourse import tokenizer as wordpiece
@@ -76,6 +77,8 @@ class Recipe:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.schedule not in ("linear", "cosine", "constant"):
             raise ValueError(f"schedule={self.schedule!r} is unknown; choose linear, cosine or constant")
+        if self.activation not in ACT2FN:
+            raise ValueError(f"activation={self.activation!r} is unknown; choose silu, gelu, relu, ...")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r} is unknown; choose auto, fp32 or bf16")
         if not 0 <= self.warmup < 1:

@@ -187,6 +187,35 @@ def test_padding_and_isolation_change_nothing(model):
     assert not torch.allclose(model(two).logits[:, :10], alone, atol=1e-2)  # and without the mask it does leak
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_hidden_states_and_attentions_are_the_stock_ones(model, tokenizer, tmp_path, padded):
+    model.save_pretrained(tmp_path)
+    stock = AutoModelForMaskedLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    batch = tokenizer(TEXTS if padded else TEXTS[:1], padding=True, return_tensors="pt")
+    wanted = {"output_hidden_states": True, "output_attentions": True}
+    with torch.no_grad():
+        ours, theirs = model(**batch, **wanted), stock(**batch, **wanted)
+    keep = batch["attention_mask"].bool()
+    assert len(ours.hidden_states) == len(theirs.hidden_states) == 1 + len(model.model.layers)
+    for a, b in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        assert torch.allclose(a[keep], b[keep], atol=5e-5)  # activations of size 10: fp32 in another order of sums
+    for a, b in zip(ours.attentions, theirs.attentions, strict=True):
+        a, b = a.transpose(1, 2)[keep], b.transpose(1, 2)[keep]  # rows of padding mean nothing
+        assert torch.allclose(a, b, atol=1e-5)
+        assert torch.allclose(a.sum(-1), torch.ones(a.shape[:-1]), atol=1e-5)
+
+
+def test_rows_in_place_of_ids_give_the_same_output(model, tokenizer):
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    rows = model.get_input_embeddings()(batch["input_ids"])
+    with torch.no_grad():
+        given = model(inputs_embeds=rows, attention_mask=batch["attention_mask"]).logits
+        assert torch.equal(given, model(batch["input_ids"], batch["attention_mask"]).logits)
+    for inputs in ({}, {"input_ids": batch["input_ids"], "inputs_embeds": rows}):
+        with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+            model(**inputs)
+
+
 def test_rotation_keeps_lengths_and_depends_on_distance_only():
     torch.manual_seed(0)
     query, key = torch.randn(2, 1, 1, 1, 32)

@@ -5,6 +5,7 @@ Statistical tests raise a false alarm with probability ALARM or less, and draw f
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -403,6 +404,15 @@ def test_bad_rates_are_refused_at_once(trained, wrong):
 def test_no_texts_are_refused(trained):
     with pytest.raises(ValueError, match="texts is empty"):
         masking.MaskedLMDataset([], trained)
+    with pytest.raises(ValueError, match="texts is one string"):
+        masking.MaskedLMDataset("the whole text", trained)
+
+
+def test_a_tokenizer_without_a_mask_is_refused(trained):
+    maskless = copy.deepcopy(trained)
+    maskless.mask_token = None
+    with pytest.raises(ValueError, match="tokenizer has no mask token"):
+        masking.MaskedLMDataset(["some text"], maskless)
 
 
 # --- packing ----------------------------------------------------------------------------------------------------------

@@ -370,6 +370,7 @@ def test_a_full_folder_is_refused(tokenizer, tmp_path):
     ("name", "value"),
     [
         ("schedule", "steps"),
+        ("activation", "snake"),
         ("precision", "fp8"),
         ("warmup", 1.0),
         ("layers", 0),

@@ -452,7 +452,6 @@ last = run.history[-1]
 tokens_per_second = last["tokens"] / last["seconds"]
 evaluation = evaluate(run.model, held_out)
 # how many bytes of text a scored token stands for: the unit in which other tokenizers can be compared
-pieces = tokenizer.convert_ids_to_tokens(targets.tolist())
 bytes_per_token = sum(len(text.encode()) for text in splits["validation"]) / sum(map(len, documents["validation"]))
 print(
     f"{evaluation.loss:.3f} nats = perplexity {perplexity(evaluation.loss):.1f} "

@@ -40,7 +40,9 @@ import copy
 import importlib.util
 import json
 import random
+import textwrap
 import time
+import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -282,7 +284,7 @@ print(f"scores.entity_score {ours:.6f}, seqeval {theirs:.6f}")
 
 # %%
 from sklearn.feature_extraction import DictVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import make_pipeline
 
 
@@ -300,7 +302,7 @@ def features(words):
 
 
 def logistic(rows, test):
-    model = make_pipeline(DictVectorizer(), LogisticRegression(C=10.0, max_iter=200))
+    model = make_pipeline(DictVectorizer(), LogisticRegression(C=10.0, max_iter=100, tol=1e-3))
     model.fit([one for row in rows for one in features(row.words)], [tag for row in rows for tag in row.tags])
     return [list(model.predict(features(row.words))) for row in test]
 
@@ -409,8 +411,9 @@ plots.show(
 )
 
 # %% [markdown]
-# What to see: the pretrained curve starts about where the other one ends. Bands are 95 % intervals over five seeds.
-# Look at the left end, too: with 50 sentences the network from scratch does not even beat counting.
+# What to see: by token, the pretrained curve starts where the other one is after sixteen times the labels; by whole
+# name, the other one never gets there. Bands are 95 % intervals over the seeds. With 50 sentences the network from
+# scratch finds next to no whole name.
 
 # %% [markdown]
 # ### Exercise 4.3 — Is the gain real? · ★★☆ · 8 minutes
@@ -461,9 +464,12 @@ for count in COUNTS:
 
 # %%
 scratch_counts = sorted(curve["scratch"])
-scratch_entity = [mean["scratch", count][1].mean for count in scratch_counts]
-worth = scores.labels_worth(scratch_counts, scratch_entity, mean["pretrained", COUNTS[0]][1].mean)
-print(f"{COUNTS[0]} sentences with pretraining score like {worth:,.0f} without (entity F1)")
+worth = {}
+for which, name in enumerate(("token F1", "entity F1")):
+    scratch_curve = [mean["scratch", count][which].mean for count in scratch_counts]
+    worth[name] = scores.labels_worth(scratch_counts, scratch_curve, mean["pretrained", COUNTS[0]][which].mean)
+    amount = "more than were tried" if worth[name] == float("inf") else f"{worth[name]:,.0f}"
+    print(f"{name}: {COUNTS[0]} sentences with pretraining are worth {amount} without")
 
 # %%
 if full:
@@ -476,16 +482,19 @@ if full:
         lesson.record(f"names-entity-scratch-{count}", mean["scratch", count][1].mean)
         best_dumb = max(mean[what, count][1].mean for what in ("logistic regression", "memory"))
         lesson.record(f"names-entity-dumb-{count}", best_dumb)
-    lesson.record("labels-worth", worth)
+    lesson.record("labels-worth", worth["token F1"])
+    lesson.record("names-entity-scratch-3200", mean["scratch", 3200][1].mean)
 
 # %% [markdown]
 # In the stored run: with 50 labelled sentences pretraining is worth {{names-token-gain-50}} of token F1 and
-# {{names-entity-gain-50}} of entity F1; with 800 still {{names-token-gain-800}} and {{names-entity-gain-800}}. Fifty
-# sentences with pretraining do what {{labels-worth}} do without: **that is what some minutes of reading unlabelled text
-# were worth.**
+# {{names-entity-gain-50}} of entity F1; with 800 still {{names-token-gain-800}} and {{names-entity-gain-800}}. By token
+# F1, fifty sentences with pretraining do what {{labels-worth}} do without: **that is what some minutes of reading
+# unlabelled text were worth.**
 #
 # By whole entity, at 50 sentences: pretrained {{names-entity-pretrained-50}}, from scratch
-# {{names-entity-scratch-50}}, the better of the two counting baselines {{names-entity-dumb-50}}.
+# {{names-entity-scratch-50}}, the better of the two counting baselines {{names-entity-dumb-50}}. Here the twin never
+# catches up: with 3,200 sentences it reaches {{names-entity-scratch-3200}}. (At the same number of steps. Given more of
+# them it would gain a little; the budget is part of the claim.)
 
 # %% [markdown]
 # ## Four more tasks, one function
@@ -505,9 +514,9 @@ if full:
 # %%
 relation = labelled.relations()["train"][3]
 marked, _ = finetuning.mark_arguments(relation.text, relation.subject, relation.object)
-print(marked[:150], "...\n ->", relation.label)
+print(textwrap.fill(marked, 100), "\n ->", relation.label)
 question = labelled.questions()["train"][3]
-print(f"\n{question.question}?\n{question.context}\n -> {question.answer}")
+print(f"\n{question.question}?\n{textwrap.fill(question.context, 100)}\n -> {question.answer}")
 
 # %% [markdown]
 # ### Exercise 4.4 — The best span · ★★☆ · 8 minutes
@@ -552,7 +561,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 def bag_of_words():
     words_and_pairs = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    return make_pipeline(words_and_pairs, LogisticRegression(C=10.0, max_iter=300))
+    by_steps = SGDClassifier(loss="log_loss", alpha=1e-5, random_state=0)  # logistic regression, fitted step by step
+    return make_pipeline(words_and_pairs, by_steps)
 
 
 def tfidf(texts, labels, test_texts):
@@ -618,7 +628,7 @@ def answers_f1(rows, answers):
 
 asked = labelled.questions()
 question_task = {
-    "train": asked["train"], "test": asked["test"], "count": 3200, "rates": (3e-3, 2e-3), "steps": 250,
+    "train": asked["train"], "test": asked["test"], "count": 3200, "rates": (3e-3, 2e-3), "steps": 200,
     "model": finetuning.SpanPredictor, "encode": encode_question, "score": question_f1,
     "tfidf": lambda rows, test: answers_f1(test, tfidf_answers(rows, test)),
     "constant": lambda rows, test: answers_f1(test, [row.context.split(". ")[0] for row in test]),
@@ -633,7 +643,7 @@ text, pair = finetuning.SequenceClassifier, finetuning.RelationClassifier
 tasks = {
     "section": class_task(labelled.sections, text, encode_class, lambda row: row.text, (2e-3, 3e-3), 100, 80),
     "region": class_task(labelled.regions, text, encode_class, lambda row: row.text, (2e-3, 1e-3), 800, 100),
-    "relation": class_task(labelled.relations, pair, encode_relation, around, (2e-3, 2e-3), 800, 150),
+    "relation": class_task(labelled.relations, pair, encode_relation, around, (2e-3, 2e-3), 800, 200),
     "question": question_task,
 }
 
@@ -654,9 +664,10 @@ def compare(task, seed):
 
 
 # %%
-table = {}
+table, ahead = {}, {}
 for name, task in tasks.items():
     of_seed = [compare(task, seed) for seed in SEEDS]
+    ahead[name] = scores.interval([one["pretrained"] - max(one["constant"], one["TF-IDF"]) for one in of_seed])
     table[name] = {what: scores.interval([one[what] for one in of_seed]) for what in of_seed[0]}
     table[name]["gain"] = scores.interval([one["pretrained"] - one["scratch"] for one in of_seed])
     print(f"{name}, {task['count']:,} labels: " + "; ".join(f"{what} {score}" for what, score in table[name].items()))
@@ -674,8 +685,8 @@ axis.set(ylabel="accuracy (question: answer F1)", xlabel="task", ylim=(0, 1.02))
 axis.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.14))
 plots.show(
     figure,
-    alt="Four tasks, four contenders with 95 % intervals: pretraining is ahead for section, relation and question; for "
-    "region it is not.",
+    alt="Four tasks, four contenders with 95 % intervals: the pretrained encoder is above its untrained twin for "
+    "section, relation and question, not for region; for question and region TF-IDF is above both.",
 )
 
 # %%
@@ -685,10 +696,11 @@ if full:
         lesson.record(f"{name}-scratch", row["scratch"].mean)
         lesson.record(f"{name}-tfidf", row["TF-IDF"].mean)
         lesson.record(f"{name}-gain", row["gain"].mean)
-    ahead = [min(row["pretrained"].low - row[dumb].high for dumb in ("constant", "TF-IDF")) for row in table.values()]
-    counting = [mean[what, 50][1].high for what in ("logistic regression", "memory")]
-    ahead.append(mean["pretrained", 50][1].low - max(counting))
-    lesson.record("tasks-ahead", sum(margin > 0 for margin in ahead))
+    counting = zip(curve["logistic regression"][50], curve["memory"][50])
+    dumb = [max(a[1], b[1]) for a, b in counting]
+    ahead["names"] = scores.interval([a[1] - b for a, b in zip(curve["pretrained"][50], dumb)])
+    lesson.record("tasks-ahead", sum(lead.low > 0 for lead in ahead.values()))
+    print({name: str(lead) for name, lead in ahead.items()})
 
 # %% [markdown]
 # What to see, in the stored run (means over seeds; the figure has the intervals):
@@ -700,12 +712,15 @@ if full:
 # | relation | {{relation-tfidf}} | {{relation-scratch}} | {{relation-pretrained}} |
 # | question | {{question-tfidf}} | {{question-scratch}} | {{question-pretrained}} |
 #
-# With intervals apart, pretraining is ahead of every dumb baseline on {{tasks-ahead}} of the five tasks, names
-# included.
+# On {{tasks-ahead}} of the five tasks, names included, the pretrained encoder is ahead of every dumb baseline: the
+# whole interval of the paired difference lies above zero.
 #
 # **Where it does not help**: the region. Its gain over the twin is {{region-gain}}. The task asks for knowledge about
-# places, and a model with a million weights that has read other countries has none to transfer; what is left is a bag
-# of words, and for that TF-IDF will do.
+# places, and a model with a million weights that has read about other countries has none to transfer.
+#
+# **Where a dumb baseline wins**: the question. Pretraining helps ({{question-gain}}), but a bag of words that is told
+# where the pieces end only has to choose among four, and hardly ever errs. The network must find the ends as well. If
+# your data tells you where the pieces end, do not train a network to find them.
 
 # %% [markdown]
 # > **Misconception: "a good score after fine-tuning shows that pretraining helped."** Look at the section row: the
@@ -724,6 +739,7 @@ if full:
 # stand beside the `peft` library, with the same $A$ and $B$:
 
 # %%
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # what peft calls has a new name
 from peft import LoraConfig, get_peft_model
 
 TARGETS = ("Wqkv", "Wi", "Wo")

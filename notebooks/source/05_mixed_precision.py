@@ -246,7 +246,7 @@ print("ours: ", round_to(torch.tensor([500.0, 1e6]), "fp8_e4m3").tolist(), "(ove
 # outputs, and those of the weights.
 
 # %%
-short = {"steps": 60, "recipe": Recipe(batch_size=8)}
+short = {"steps": 40, "recipe": Recipe(batch_size=8), "every": 8}
 known = pretrained.load(**lesson.choose(quick=short, full={}))
 tokenizer = known.tokenizer
 texts = [row["text"] for row in corpus.load_splits()["train"]][:: lesson.choose(quick=8, full=1)]
@@ -306,7 +306,8 @@ plots.show(figure, alt="Histograms of the logarithm of three kinds of gradient o
 scales = range(0, 33, 2)
 lost = {name: [float((round_to(values * 2.0**s, "fp16") == 0).float().mean()) for s in scales]
         for name, values in gradients.items()}  # fmt: skip
-burst = [float((round_to(torch.cat(list(gradients.values())) * 2.0**s, "fp16")).isinf().any()) for s in scales]
+largest = max(values.abs().max() for values in gradients.values())
+burst = [bool(round_to(largest * 2.0**s, "fp16").isinf()) for s in scales]
 figure, axis = plt.subplots(figsize=(7, 3.6))
 for name, shares in lost.items():
     axis.plot(scales, [100 * share for share in shares], marker="o", label=f"of the {name}")
@@ -1081,7 +1082,7 @@ for name in ("fp32", "bf16"):
     dtype = FORMATS[name].dtype
     q = query.to(dtype)
     operations[f"Wqkv {name}"] = product(tokens, hidden, 3 * hidden, dtype)
-    operations[f"Wo {name}"] = product(tokens, inner, hidden, dtype)
+    operations[f"MLP Wo {name}"] = product(tokens, inner, hidden, dtype)
     operations[f"decoder {name}"] = product(scored_rows, hidden, config.vocab_size, dtype)
     attend = partial(F.scaled_dot_product_attention, q, q, q)
     operations[f"attention {name}"] = attend, attention_flops, 4 * q.nbytes
@@ -1099,11 +1100,13 @@ for (place, speed), style in zip(speeds.items(), ("-", "--"), strict=True):
     axis.loglog(intensity, roof, style, color="grey", label=f"{place}: {speed / 1e9:.0f} GB/s")
 axis.axhline(peaks["fp32"] / 1e9, color=plots.COLOURS[0], linestyle=":", label="peak fp32")
 axis.axhline(peaks["bf16"] / 1e9, color=plots.COLOURS[3], linestyle=":", label="peak bf16")
+offsets = dict.fromkeys(("residual", "LayerNorm", "attention", "decoder"), (5, -10))
+offsets |= {"SiLU": (-45, 6), "softmax": (7, 3), "Wqkv": (6, 4), "MLP": (-48, 4)}
 for name, (at, rate) in points.items():
     colour = plots.COLOURS[3] if "bf16" in name else plots.COLOURS[0]
     axis.plot(at, rate / 1e9, "o", color=colour)
-    axis.annotate(name.removesuffix(" fp32").removesuffix(" bf16"), (at, rate / 1e9), fontsize=8, xytext=(4, -9),
-                  textcoords="offset points", color=colour)  # fmt: skip
+    label, place = name.removesuffix(" fp32").removesuffix(" bf16"), offsets[name.split()[0]]
+    axis.annotate(label, (at, rate / 1e9), fontsize=8, xytext=place, textcoords="offset points", color=colour)
 axis.set(xlabel="arithmetic intensity (FLOP per byte)", ylabel="GFLOP/s", title="Roofline: blue fp32, red bf16")
 axis.legend(loc="lower right")
 plots.show(figure, alt="Roofline plot: norms, gate and residual lie far left under the slanted bandwidth lines; matrix "
