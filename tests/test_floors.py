@@ -24,6 +24,7 @@ FLOOR = {  # a room imports only from lower numbers, or from the teaching side's
     "labelled": 1,
     "finetuning": 4,
     "precision": 4,
+    "generalization": 5,
     "doctor": 4,
 }
 NOT_ON_A_BARE_NODE = (

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,12 @@ def test_no_country_is_in_two_splits(splits):
     assert not countries["train"] & countries["validation"]
     assert not countries["train"] & countries["test"]
     assert not countries["validation"] & countries["test"]
+
+
+def test_counts_in_the_data_card_are_recomputed(splits, request):
+    card = (Path(__file__).resolve().parents[1] / "data" / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in card.splitlines() if line.startswith(f"| `{request.node.callspec.id}`"))
+    assert row.endswith("| " + " | ".join(f"{len(splits[name]):,}" for name in ("train", "validation", "test")) + " |")
 
 
 def test_the_same_examples_in_another_process():

@@ -41,6 +41,7 @@ MODULES = {
     "3": "mlm_pretraining",
     "4": "fine_tuning",
     "5": "mixed_precision",
+    "9": "generalization",
 }
 
 _graders: dict[str, Callable[[Answer, Rng], None]] = {}
