@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.modeling_outputs import ModelOutput
@@ -38,7 +39,7 @@ from sslcourse.scores import same_length
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 POOL = 8  # batches that are sorted by length together
 Example = dict[str, Any]  # {"input_ids": [int], "labels": int or [int]}, and what a head needs besides
@@ -60,6 +61,7 @@ def encode_texts(
     Raises:
         ValueError: for no texts, unequal lengths, or a label that is not among ``classes``.
     """
+    _check_texts(tokenizer, max_length, texts=texts)
     same_length(texts=texts, labels=labels)
     ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
     return [{"input_ids": row, "labels": _index(label, classes)} for row, label in zip(ids, labels, strict=True)]
@@ -82,6 +84,8 @@ def encode_tags(
     for row, (of_words, of_tags) in enumerate(zip(words, tags, strict=True)):
         if len(of_words) != len(of_tags):
             raise ValueError(f"sentence {row} has {len(of_words)} words and {len(of_tags)} tags; give one tag a word")
+        if not len(of_words):
+            raise ValueError(f"sentence {row} has no words, so there is nothing to tag; leave it out")
         encoded = _encode_words(tokenizer, of_words)
         if len(encoded["input_ids"]) > max_length:
             raise ValueError(
@@ -122,11 +126,19 @@ def encode_questions(
     Raises:
         ValueError: as ``encode_texts``, and for a span that is empty, outside its context, or cut off.
     """
+    _check_texts(tokenizer, max_length, questions=questions, contexts=contexts)
     same_length(questions=questions, contexts=contexts, spans=spans)
     examples = []
     for row, (question, context, (start, end)) in enumerate(zip(questions, contexts, spans, strict=True)):
         if not 0 <= start < end <= len(context):
             raise ValueError(f"spans[{row}]={(start, end)} is not a part of its context of {len(context)} characters")
+        if not context[start:end].strip():
+            raise ValueError(f"spans[{row}]={(start, end)} covers nothing but blanks; give the words of the answer")
+        end = start + len(context[start:end].rstrip())
+        asked = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+        if asked + tokenizer.num_special_tokens_to_add(pair=True) >= max_length:
+            raise ValueError(f"questions[{row}] alone takes {asked} tokens of max_length={max_length}, and leaves none "
+                             "for the context; shorten it, or raise max_length")  # fmt: skip
         encoded = tokenizer(
             question, context, truncation="only_second", max_length=max_length, return_offsets_mapping=True
         )
@@ -134,7 +146,7 @@ def encode_questions(
         pairs = zip(encoded["offset_mapping"], of_context, strict=True)
         offsets = [pair if inside else (0, 0) for pair, inside in pairs]
         first = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
-        if not first or offsets[first[-1]][1] < end:
+        if not first or max(b for _, b in offsets) < end:
             raise ValueError(f"the answer spans[{row}]={(start, end)} is cut off at max_length={max_length}; raise it")
         examples.append({"input_ids": encoded["input_ids"], "labels": [first[0], first[-1]], "offsets": offsets})
     return examples
@@ -156,6 +168,7 @@ def encode_relations(
     Raises:
         ValueError: as ``encode_texts``, and for arguments that overlap, lie outside the text or are cut off.
     """
+    _check_texts(tokenizer, max_length, texts=texts)
     same_length(texts=texts, subjects=subjects, objects=objects, labels=labels)
     examples = []
     for row, (text, subject, item, label) in enumerate(zip(texts, subjects, objects, labels, strict=True)):
@@ -189,7 +202,24 @@ def answer_text(example: Example, context: str, span: Sequence[int]) -> str:
     return context[example["offsets"][span[0]][0] : example["offsets"][span[1]][1]]
 
 
+def _check_texts(tokenizer: PreTrainedTokenizerFast, max_length: int, **columns: Sequence[str]) -> None:
+    """ValueError, naming the argument and the row, for what a tokenizer would refuse or misread."""
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length <= special:
+        raise ValueError(f"max_length={max_length} leaves no room beside {special} special tokens; give more")
+    for name, texts in columns.items():
+        if isinstance(texts, str):
+            raise ValueError(f"{name}={texts[:40]!r} is one string, which would be read letter by letter; give a list")
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"{name}[{row}]={text!r} is a {type(text).__name__}, not a string")
+            if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+                raise ValueError(f"{name}[{row}] holds half of a surrogate pair; decode the file as UTF-8, or drop it")
+
+
 def _index(label: str, classes: Sequence[str]) -> int:
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"classes={list(classes)[:8]} names a class twice; give each once")
     try:
         return list(classes).index(label)
     except ValueError:
@@ -245,18 +275,30 @@ class TaskModel(nn.Module):
         self, input_ids: Int[Tensor, "batch seq"], attention_mask: Tensor, labels: Tensor | None = None, **where: Tensor
     ) -> ModelOutput:
         """``logits``, and ``loss`` if there are labels."""
-        most = getattr(self.body.config, "max_position_embeddings", math.inf)
+        self.check_input(input_ids)
+        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits = self.score(self.dropout(hidden), attention_mask, **where).float()
+        if labels is None:
+            return ModelOutput(logits=logits)
+        if labels.dtype != torch.long:
+            raise ValueError(f"labels has dtype={labels.dtype}; labels number classes or places, so give integers")
+        self.check(labels, logits)
+        return ModelOutput(loss=self.loss(logits, labels), logits=logits)
+
+    def check_input(self, input_ids: Tensor) -> None:
+        """ValueError for a sequence that is too long, or an id that is not in the table."""
+        most = positions(self.body)
         if input_ids.shape[1] > most:
             raise ValueError(
                 f"input_ids holds sequences of {input_ids.shape[1]} tokens, more than the model's {most} positions "
                 f"(max_position_embeddings); encode with max_length={most} or less"
             )
-        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        logits = self.score(self.dropout(hidden), attention_mask, **where).float()
-        if labels is None:
-            return ModelOutput(logits=logits)
-        self.check(labels)
-        return ModelOutput(loss=self.loss(logits, labels), logits=logits)
+        rows = self.body.get_input_embeddings().num_embeddings
+        if int(input_ids.min()) < 0 or int(input_ids.max()) >= rows:
+            raise ValueError(
+                f"input_ids holds {int(input_ids.max())}, and the model's table has {rows} rows: the examples were "
+                "encoded by another tokenizer; use the one that was saved with the model"
+            )
 
     def score(self, hidden: Float[Tensor, "batch seq hidden"], mask: Tensor, **where: Tensor) -> Tensor:
         raise NotImplementedError
@@ -265,8 +307,13 @@ class TaskModel(nn.Module):
         """Mean cross-entropy over what is labelled."""
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE)
 
-    def check(self, labels: Tensor) -> None:
-        """ValueError for a label that no output stands for: torch would stop without saying which."""
+    def check(self, labels: Tensor, logits: Tensor) -> None:
+        """ValueError for labels of another task, or one that no output stands for."""
+        if labels.shape != logits.shape[:-1]:
+            raise ValueError(f"labels has shape {tuple(labels.shape)}, and {type(self).__name__} scores "
+                             f"{tuple(logits.shape[:-1])}; encode the examples for this task")  # fmt: skip
+        if not bool((labels != IGNORE).any()):
+            raise ValueError("labels holds -100 only, so a batch has nothing to learn from; leave such examples out")
         wrong = labels[(labels != IGNORE) & ((labels < 0) | (labels >= self.outputs))]
         if len(wrong):
             raise ValueError(
@@ -299,7 +346,11 @@ class RelationClassifier(TaskModel):
 
     vectors = 2
 
-    def score(self, hidden: Tensor, mask: Tensor, *, markers: Tensor, **_: Tensor) -> Tensor:
+    def score(self, hidden: Tensor, mask: Tensor, *, markers: Tensor | None = None, **_: Tensor) -> Tensor:
+        if markers is None:
+            raise ValueError("the examples have no markers; make them with encode_relations")
+        if int(markers.min()) < 0 or int(markers.max()) >= hidden.shape[1]:
+            raise ValueError(f"markers holds {markers.tolist()[0]}, outside the {hidden.shape[1]} tokens of the batch")
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
         return self.head(hidden[rows, markers].flatten(1))
 
@@ -315,11 +366,20 @@ class SpanPredictor(TaskModel):
     def __init__(self, body: PreTrainedModel, outputs: int = 2, dropout: float = 0.0) -> None:
         super().__init__(body, outputs, dropout)
 
-    def score(self, hidden: Tensor, mask: Tensor, *, answerable: Tensor, **_: Tensor) -> Tensor:
+    def score(self, hidden: Tensor, mask: Tensor, *, answerable: Tensor | None = None, **_: Tensor) -> Tensor:
+        if answerable is None:
+            raise ValueError("the examples have no offsets; make them with encode_questions")
         return self.head(hidden).transpose(1, 2).masked_fill(~answerable[:, None], float("-inf"))
 
-    def check(self, labels: Tensor) -> None:
-        """Labels are positions; one outside the context has a loss of infinity, which ``fit`` reports."""
+    def check(self, labels: Tensor, logits: Tensor) -> None:
+        """ValueError for labels that are not two positions of the context."""
+        if labels.shape != logits.shape[:-1]:
+            raise ValueError(f"labels has shape {tuple(labels.shape)}; a span is two positions, (first, last)")
+        inside = (labels >= 0) & (labels < logits.shape[-1])
+        at_label = logits.gather(-1, labels.clamp(0, logits.shape[-1] - 1)[..., None]).squeeze(-1)
+        outside = labels[~inside | (at_label == -math.inf)]
+        if len(outside):
+            raise ValueError(f"labels holds position {int(outside[0])}, outside its context; an answer is a part of it")
 
     def best(self, logits: Tensor) -> Int[Tensor, "batch 2"]:
         """The pair start <= end, at most ``longest`` tokens, whose scores add up to the most."""
@@ -329,6 +389,15 @@ class SpanPredictor(TaskModel):
         allowed = torch.ones(seq, seq, dtype=torch.bool, device=logits.device).triu().tril(self.longest - 1)
         flat = pairs.masked_fill(~allowed, float("-inf")).flatten(1).argmax(1)
         return torch.stack([flat // seq, flat % seq], dim=1)
+
+
+def positions(body: PreTrainedModel) -> float:
+    """How many tokens a sequence may have; RoBERTa and its kin count positions from behind the padding id."""
+    config = body.config
+    most = getattr(config, "max_position_embeddings", math.inf)
+    table = getattr(getattr(body, "embeddings", None), "position_embeddings", None)
+    shifted = getattr(table, "padding_idx", None) is not None
+    return most - config.pad_token_id - 1 if shifted else most
 
 
 def untrained(body: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -357,8 +426,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be a whole number, at least 1")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm={self.max_grad_norm} must be positive; math.inf clips nothing")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must lie in (0, 1]; 1 trains every layer alike")
         self.schedule()
@@ -402,7 +473,7 @@ def fit(
 
     Raises:
         ValueError: for no examples, a label out of range, a sequence too long for the model, or nothing to train.
-        Diverged: at the first loss that is not finite.
+        Diverged: at the first loss or gradient that is not finite; the weights are as before that step.
     """
     settings = settings or Settings()
     device = next(model.parameters()).device
@@ -427,7 +498,12 @@ def fit(
                     f"the loss is {loss} at step {step}: lower learning_rate={settings.learning_rate:g}, or look for "
                     "nan in the inputs and for answers outside their context"
                 )
-            nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+            norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm))
+            if not math.isfinite(norm):
+                raise Diverged(
+                    f"the gradient's norm is {norm} at step {step}, though the loss is {loss:.4g}; no step was made. "
+                    f"Lower learning_rate={settings.learning_rate:g}, or look for nan in weights and in backward"
+                )
             optimizer.step()
             losses.append(loss)
             if on_step and on_step(step, model):
@@ -441,10 +517,12 @@ def predict(model: TaskModel, examples: Sequence[Example], batch_size: int = 64,
     """What the model predicts for each example, in order: a class, a class for each scored token, or (first, last).
 
     Raises:
-        ValueError: for no examples.
+        ValueError: for no examples, or a model whose scores are nan.
     """
     if not examples:
         raise ValueError("examples is empty: there is nothing to score")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))  # little padding
@@ -455,6 +533,7 @@ def predict(model: TaskModel, examples: Sequence[Example], batch_size: int = 64,
         labels = batch.pop("labels")
         with autocast(Recipe(precision=precision), device):
             logits = model(**{name: value.to(device) for name, value in batch.items()}).logits
+        check_scores(model, logits)
         best = model.best(logits).cpu()
         if isinstance(model, TokenClassifier):
             found |= {i: row[kept].tolist() for i, row, kept in zip(places, best, labels != IGNORE, strict=True)}
@@ -462,6 +541,14 @@ def predict(model: TaskModel, examples: Sequence[Example], batch_size: int = 64,
             found |= dict(zip(places, best.tolist(), strict=True))
     model.train(was_training)
     return [found[i] for i in range(len(examples))]
+
+
+def check_scores(model: TaskModel, logits: Tensor) -> None:
+    """ValueError for nan or +inf, which an argmax would turn into an answer."""
+    if bool((logits.isnan() | (logits == math.inf)).any()):
+        wrong = next((name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())), None)
+        where = f"the weight {wrong} holds nan or inf" if wrong else "no weight does, so it arises on the way"
+        raise ValueError(f"model={type(model).__name__} gives scores that are nan or inf ({where}); train it again")
 
 
 def make_optimizer(model: TaskModel, settings: Settings) -> torch.optim.AdamW:
@@ -539,34 +626,68 @@ def open_encoder(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"folder={str(folder)!r} holds no config.json, so no model; give a folder that pretrain wrote")
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"config.json in {str(folder)!r} cannot be read ({_first_line(error)}); save anew") from error
     if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"folder={str(folder)!r} holds a {config.model_type}, not an encoder; use one of BERT's kin")
     if not list(folder.glob("*.safetensors")):
         raise ValueError(f"folder={str(folder)!r} holds no weights in safetensors; pickled ones are not opened")
-    ours = config.model_type == "modernbert" and set(config.layer_types) == {"full_attention"}
-    opener = EncoderForMaskedLM if ours else AutoModel
-    model, report = opener.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
-    missing = [name for name in report["missing_keys"] if "pooler" not in name]
-    if missing:
-        raise ValueError(
-            f"the checkpoint in {str(folder)!r} lacks {missing[0]} and {len(missing) - 1} other weights of a "
-            f"{config.model_type}: it is of another architecture than its config.json says"
-        )
-    body, tokenizer = model.model if ours else model, AutoTokenizer.from_pretrained(folder)
+    body = _open_body(folder, config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ValueError(f"folder={str(folder)!r} holds no tokenizer that can be read ({_first_line(error)}); save it "
+                         "beside the model with tokenizer.save_pretrained") from error  # fmt: skip
     check_pair(body, tokenizer)
     return body.eval(), tokenizer
 
 
+def _open_body(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """In fp32, whatever the file holds: weights of 16 bits lose small updates (lesson 05)."""
+    ours = (config.model_type == "modernbert" and set(config.layer_types) == {"full_attention"}
+            and config.architectures == ["ModernBertForMaskedLM"])  # fmt: skip
+    options = {"use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
+    try:
+        try:
+            model, report = (EncoderForMaskedLM if ours else AutoModel).from_pretrained(folder, **options)
+        except ValueError:  # stock ModernBERT with a flag that this course's encoder does not have
+            if not ours:
+                raise
+            ours = False
+            model, report = AutoModel.from_pretrained(folder, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"the weights in {str(folder)!r} are damaged, or of another shape than its config.json says "
+                         f"({_first_line(error)})") from error  # fmt: skip
+    parts = ("pooler", "head.", "decoder.", "cls.", "lm_head", "classifier", "predictions", "vocab_")
+    strange = [name for name in (*report["missing_keys"], *report["unexpected_keys"])
+               if not any(part in name for part in parts)]  # fmt: skip
+    if strange:
+        kind = "lacks" if strange[0] in report["missing_keys"] else "has"
+        raise ValueError(
+            f"the checkpoint in {str(folder)!r} {kind} {strange[0]} ({len(strange)} such weights in all), which does "
+            f"not fit the {config.model_type} of its config.json: it is of another architecture"
+        )
+    return model.model if ours else model
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120] if str(error).strip() else ''}"
+
+
 def check_pair(body: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """ValueError unless the tokenizer can be the model's: as many pieces as rows, and the same special ids."""
+    if not hasattr(body, "get_input_embeddings"):
+        raise ValueError(f"body={type(body).__name__} is no model; the arguments are (body, tokenizer), in this order")
     rows = body.get_input_embeddings().num_embeddings
-    if len(tokenizer) != rows:
+    padded = rows % 64 == 0 and 0 < rows - len(tokenizer) < 64  # a table is often filled up to a multiple of 64
+    if len(tokenizer) != rows and not padded:
         raise ValueError(
             f"tokenizer has {len(tokenizer)} pieces and the model's embedding table {rows} rows: it belongs to another "
             "checkpoint; open both from the same folder"
         )
-    for name in ("pad_token_id", "cls_token_id", "sep_token_id"):
+    for name in ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
         theirs = getattr(body.config, name, None)
         if theirs is not None and theirs != getattr(tokenizer, name):
             raise ValueError(

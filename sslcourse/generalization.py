@@ -31,7 +31,17 @@ from torch import Tensor, nn
 from sslcourse import masking, pretraining
 from sslcourse import tokenizer as wordpiece
 from sslcourse.encoder import EncoderForMaskedLM
-from sslcourse.finetuning import Batch, Example, SpanPredictor, TaskModel, backward, check_pair, collate
+from sslcourse.finetuning import (
+    Batch,
+    Example,
+    SpanPredictor,
+    TaskModel,
+    backward,
+    check_pair,
+    check_scores,
+    collate,
+    positions,
+)
 from sslcourse.pretraining import Recipe, Tape, learning_rate, train_step
 
 if TYPE_CHECKING:
@@ -49,7 +59,8 @@ def augmented(change: Change) -> Backward:
     """A ``backward`` for ``fit`` that trains on changed ids. Lengths stay, so tags stay at their places."""
 
     def changed(model: nn.Module, batch: Batch) -> Tensor:
-        return backward(model, {**batch, "input_ids": change(batch["input_ids"])})
+        ids = batch["input_ids"]  # the draws are made on the CPU, so that a GPU trains on the same ones
+        return backward(model, {**batch, "input_ids": change(ids.cpu()).to(ids.device)})
 
     return changed
 
@@ -95,7 +106,7 @@ def replace_tokens(
     _check_rate(rate)
     check_pair(language_model.model, tokenizer)
     generator = torch.Generator().manual_seed(seed)
-    language_model = copy.deepcopy(language_model).eval()  # the encoder that is being trained is another one
+    language_model = copy.deepcopy(language_model).cpu().eval()  # the encoder that is being trained is another one
 
     @torch.no_grad()
     def change(ids: Tensor) -> Tensor:
@@ -284,21 +295,27 @@ def probabilities(
     Means of these over several models are a seed ensemble.
 
     Raises:
-        ValueError: for no examples, or a model whose outputs are not classes.
+        ValueError: for no examples, a model whose outputs are not classes, or one whose scores are nan.
     """
     if not examples:
         raise ValueError("examples is empty: there is nothing to score")
     if isinstance(model, SpanPredictor):
         raise ValueError(f"model={type(model).__name__} scores positions, not classes; average its logits yourself")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
     found: list[Tensor] = []
+    device, was_training = next(model.parameters()).device, model.training
     model.eval()
     for begin in range(0, len(examples), batch_size):
         batch = collate(examples[begin : begin + batch_size], getattr(model.body.config, "pad_token_id", None) or 0)
         labels = batch.pop("labels")
-        chances = model(**batch).logits.softmax(-1)
+        logits = model(**{name: value.to(device) for name, value in batch.items()}).logits
+        check_scores(model, logits)
+        chances = logits.softmax(-1).cpu()
         rows = chances if chances.ndim == 3 else chances[:, None]
         labels = labels if chances.ndim == 3 else labels[:, None]
         found += [row[kept != masking.IGNORE] for row, kept in zip(rows, labels, strict=True)]
+    model.train(was_training)
     return found
 
 
@@ -377,27 +394,33 @@ def continue_pretraining(
         raise ValueError("texts is empty: there is nothing to train on")
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
+    if recipe.sequence_length > positions(model.model):
+        raise ValueError(f"recipe.sequence_length={recipe.sequence_length} is more than the model's "
+                         f"{positions(model.model)} positions (max_position_embeddings); use fewer")  # fmt: skip
     if not 0 <= old_share < 1:
         raise ValueError(f"old_share={old_share} is a share of each batch; it must lie in [0, 1)")
     old_rows = round(old_share * recipe.batch_size)
-    if old_share and (not old_texts or not old_rows):
-        raise ValueError(f"old_share={old_share} of batch_size={recipe.batch_size} needs old_texts, and a row or more")
+    if old_share and (not old_texts or not 0 < old_rows < recipe.batch_size):
+        raise ValueError(f"old_share={old_share} of batch_size={recipe.batch_size} needs old_texts, and a row or more "
+                         "of old and of new text")  # fmt: skip
     recipe = Recipe(**{**vars(recipe), "vocab_size": len(tokenizer)})
     parts = [_rows(texts, tokenizer, recipe, recipe.batch_size - old_rows)]
     if old_rows:
         parts.append(_rows(old_texts, tokenizer, recipe, old_rows))
     optimizer = pretraining.make_optimizer(model, recipe)
-    losses = []
+    losses, device = [], next(model.parameters()).device
     model.train()
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step / (steps + 1))
-        inputs, labels = (torch.cat(column) for column in zip(*map(next, parts), strict=True))
+        inputs, labels = (torch.cat(column).to(device) for column in zip(*map(next, parts), strict=True))
         loss = float(train_step(model, optimizer, inputs, labels, recipe))
         if not math.isfinite(loss):
             raise pretraining.Diverged(f"the loss is {loss} at step {step}: lower learning_rate={recipe.learning_rate}")
         losses.append(loss)
     model.eval()
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        raise pretraining.Diverged(f"a weight is not finite after {steps} steps: lower {recipe.learning_rate=}")
     return losses
 
 
@@ -432,10 +455,13 @@ def probe(
         raise ValueError("vectors holds nan or inf; look for them in the model's weights")
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise ValueError(f"labels lie in {int(labels.min())} to {int(labels.max())}, outside 0 to {classes - 1}")
+    if penalty < 0:
+        raise ValueError(f"penalty={penalty} must not be negative")
+    vectors, labels = vectors.detach().float(), labels.long()
     mean, spread = vectors.mean(0), vectors.std(0, correction=0).clamp_min(1e-6)
     standard = (vectors - mean) / spread
-    weight = torch.zeros(classes, vectors.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
+    weight = torch.zeros(classes, vectors.shape[1], device=vectors.device, requires_grad=True)
+    bias = torch.zeros(classes, device=vectors.device, requires_grad=True)
     solver = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
@@ -447,7 +473,13 @@ def probe(
     with torch.enable_grad():
         solver.step(objective)
     weight, bias = weight.detach(), bias.detach()
-    return lambda other: ((other - mean) / spread @ weight.T + bias).argmax(-1)
+
+    def read(other: Float[Tensor, "m hidden"]) -> Int[Tensor, " m"]:
+        if not bool(torch.isfinite(other).all()):
+            raise ValueError("vectors holds nan or inf; look for them in the model's weights")
+        return ((other.float() - mean) / spread @ weight.T + bias).argmax(-1)
+
+    return read
 
 
 def integrated_gradients(
@@ -459,11 +491,13 @@ def integrated_gradients(
     """How much each input adds to ``function(at) - function(baseline)``: the gradient's mean along the line between.
 
     (at - baseline) · mean of the gradient at ``steps`` midpoints. The attributions add up to the difference
-    (completeness), up to the rule's error, which falls with 1 / steps². ``function`` maps a batch of inputs to a number
-    each. Source: Sundararajan et al. 2017, arXiv 1703.01365, section 3.
+    (completeness), up to the rule's error, which falls with 1 / steps² where the function is smooth on that line. It is
+    not for a baseline of zeros in front of a LayerNorm, which jumps there: take the embeddings of [MASK]. ``function``
+    maps a batch of inputs to a number each. Source: Sundararajan et al. 2017, arXiv 1703.01365, section 3.
 
     Raises:
-        ValueError: for ``steps`` under 1, unequal shapes, or values that are not finite.
+        ValueError: for ``steps`` under 1, unequal shapes, values or gradients that are not finite, or a function that
+            does not give one number for each input.
     """
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
@@ -473,7 +507,10 @@ def integrated_gradients(
     points = (baseline + share * (at - baseline)).detach().requires_grad_(True)
     with torch.enable_grad():
         values = function(points)
-        if not bool(torch.isfinite(values).all()):
-            raise ValueError("function returned nan or inf between baseline and at")
+        if values.shape != (steps,):
+            raise ValueError(f"function returned shape {tuple(values.shape)}; it must give one number for each of the "
+                             f"{steps} points")  # fmt: skip
         gradient = torch.autograd.grad(values.sum(), points)[0]
+        if not bool(torch.isfinite(values).all() and torch.isfinite(gradient).all()):
+            raise ValueError("function returned nan or inf, or has such a gradient, between baseline and at")
     return (at - baseline) * gradient.mean(0)

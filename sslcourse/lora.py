@@ -60,8 +60,9 @@ def add_lora(
     """
     found = [name for name, module in body.named_modules()
              if isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets]  # fmt: skip
-    if not found:
-        raise ValueError(f"targets={tuple(targets)} names no linear map of {type(body).__name__}")
+    unknown = [target for target in targets if not any(name.rpartition(".")[2] == target for name in found)]
+    if unknown:
+        raise ValueError(f"targets={tuple(targets)}: {unknown[0]!r} names no linear map of {type(body).__name__}")
     body.requires_grad_(False)
     for name in found:
         parent, _, last = name.rpartition(".")

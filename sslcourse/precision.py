@@ -14,6 +14,7 @@ terms differ (the norms run in fp32 there).
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import weakref
@@ -30,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
+from sslcourse.masking import IGNORE
 from sslcourse.pretraining import Diverged, Recipe, has_bf16, make_optimizer
 
 if TYPE_CHECKING:
@@ -230,6 +232,10 @@ class Bf16AdamW(torch.optim.Optimizer):
     ) -> None:
         if rounding not in ("nearest", "kahan", "stochastic"):
             raise ValueError(f"rounding={rounding!r} is unknown; choose nearest, kahan or stochastic")
+        if not 0 <= lr < float("inf"):
+            raise ValueError(f"lr={lr} must be finite, and not negative")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={betas} must lie in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.rounding, self.seed = rounding, seed
         self._generators: dict[torch.device, torch.Generator] = {}
@@ -246,6 +252,18 @@ class Bf16AdamW(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     self._apply(weight, self._update(weight, group), self.state[weight])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but the moments stay fp32, where torch casts a state to its weight's type.
+
+        Stochastic rounding goes on with fresh random numbers.
+        """
+        super().load_state_dict(state_dict)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        for number, saved in state_dict["state"].items():
+            state = self.state[weights[number]]
+            for name in ("mean", "square"):
+                state[name] = saved[name].to(weights[number].device, torch.float32).clone()
 
     def _update(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
         """What is to be added to the weight, in fp32."""
@@ -309,8 +327,8 @@ class LossScaler:
         backoff_factor: float = 0.5,
         growth_interval: int = 2000,
     ) -> None:
-        if not 0 < init_scale < float("inf"):
-            raise ValueError(f"init_scale={init_scale} must be positive and finite")
+        if not 0 < _fp32(init_scale) < float("inf"):
+            raise ValueError(f"init_scale={init_scale} must be positive and finite in fp32")
         if not growth_factor > 1:
             raise ValueError(f"growth_factor={growth_factor} must be over 1, or the scale can never grow")
         if not 0 < backoff_factor < 1:
@@ -415,7 +433,13 @@ def check_precision(precision: str, device: torch.device | str = "cpu") -> None:
     Raises:
         ValueError: naming the precision, the device and what to use instead.
     """
-    kind = torch.device(device).type
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is unknown; use 'cpu' or 'cuda'") from error
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device={str(device)!r} is not there, or not one that this lesson knows; use 'cpu'"
+                         + (" or 'cuda'" if torch.cuda.is_available() else " (torch sees no GPU)"))  # fmt: skip
     if str(precision).startswith("fp8"):
         raise ValueError(f"precision={precision!r}: there is no fp8 training here, only emulated rounding (round_to); "
                          "train in bf16 (this needs scaled fp8 kernels, as in torchao on an H100)")  # fmt: skip
@@ -472,6 +496,17 @@ class Session:
         """The mean loss over masked positions, in this precision."""
         if inputs.numel() == 0:
             raise ValueError(f"inputs is an empty batch of shape {tuple(inputs.shape)}; leave it out")
+        if inputs.shape != labels.shape:
+            raise ValueError(f"inputs has shape {tuple(inputs.shape)} and labels {tuple(labels.shape)}; give one label "
+                             "a token, -100 where none is scored")  # fmt: skip
+        config = self.model.config
+        if inputs.shape[-1] > config.max_position_embeddings:
+            raise ValueError(f"inputs holds rows of {inputs.shape[-1]} tokens, more than the model's "
+                             f"{config.max_position_embeddings} positions; cut them")  # fmt: skip
+        for name, ids in (("inputs", inputs), ("labels", labels[labels != IGNORE])):
+            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
+                raise ValueError(f"{name} holds {int(ids.min())} to {int(ids.max())}, outside the model's table of "
+                                 f"{config.vocab_size} rows; use the model's own tokenizer")  # fmt: skip
         with autocast(self.precision, self.device):
             loss_sum, count = self.model.masked_loss(inputs, labels)
         if count == 0:
@@ -481,7 +516,8 @@ class Session:
     def backward(self, loss: Tensor) -> float:
         """Gradients, unscaled and clipped; their joint norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
-        (self.scaler.scale(loss) if self.scaler else loss).backward()
+        with _tf32() if self.precision == "tf32" else nullcontext():  # unlike autocast, a switch for both passes
+            (self.scaler.scale(loss) if self.scaler else loss).backward()
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         return float(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm))
@@ -493,8 +529,11 @@ class Session:
             ValueError: for an empty batch, or one without a masked position.
             Diverged: if a gradient is not finite; the weights are as before. (With a scaler it is a skipped step.)
         """
+        lr = self.recipe.learning_rate if lr is None else lr
+        if not 0 <= lr < float("inf"):
+            raise ValueError(f"lr={lr} must be finite, and not negative")
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate if lr is None else lr
+            group["lr"] = lr
         loss = self.forward(inputs.to(self.device), labels.to(self.device))
         norm = self.backward(loss)
         if self.scaler:
@@ -729,7 +768,8 @@ def peak_bytes(work: Callable[[], Any], device: torch.device | str = "cpu") -> i
     """The most that tensors took at one moment of ``work()`` beyond what was there before it, in bytes.
 
     The allocator's own counter on a GPU. On a CPU every operation's results are booked while they live; scratch space
-    inside a kernel is not seen.
+    inside a kernel is not seen, nor that ``work`` frees what was there before: set gradients to None before you
+    measure a step, or old and new ones count.
     """
     if torch.device(device).type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -827,13 +867,20 @@ def seconds(
     device: torch.device | str = "cpu",
     pick: Callable[[list[float]], float] = statistics.median,
 ) -> float:
-    """The time of ``work()`` after one run to warm up: the median of ``repeats``, or what ``pick`` makes of them."""
+    """The time of ``work()`` after one run to warm up: the median of ``repeats``, or what ``pick`` makes of them.
+
+    Short work is done several times between two looks at the clock, for 10 ms: else a GPU's launches would be timed.
+    """
     work()
+    began = _clock(device)
+    work()
+    calls = max(1, math.ceil(0.01 / max(_clock(device) - began, 1e-6)))
     times = []
     for _ in range(repeats):
         began = _clock(device)
-        work()
-        times.append(_clock(device) - began)
+        for _ in range(calls):
+            work()
+        times.append((_clock(device) - began) / calls)
     return pick(times)
 
 

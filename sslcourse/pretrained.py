@@ -86,8 +86,12 @@ def key(recipe: Recipe, steps: int, texts: Sequence[str], held_out: Sequence[str
 
 def _open(folder: Path, recipe: Recipe) -> Run:
     try:
-        model = EncoderForMaskedLM.from_pretrained(folder).eval()
+        model, report = EncoderForMaskedLM.from_pretrained(folder, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        strange = [*report["missing_keys"], *report["unexpected_keys"]]
+        if strange or not history:
+            raise ValueError(f"{strange[0]} does not fit its config.json" if strange else "history.json is empty")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"the cached encoder in {str(folder)!r} is damaged ({error}); delete the folder") from error
-    return Run(model, AutoTokenizer.from_pretrained(folder), recipe, history, stopped="steps")
+    return Run(model.eval(), tokenizer, recipe, history, stopped="steps")

@@ -12,6 +12,7 @@ known for it (scikit-learn, seqeval, torchmetrics). What this module does not do
 from __future__ import annotations
 
 import math
+import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -79,16 +80,22 @@ def entity_score(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
     same_length(gold=gold, predicted=predicted)
     correct = found = wanted = 0
     for row, (of_gold, of_predicted) in enumerate(zip(gold, predicted, strict=True)):
-        if len(of_gold) != len(of_predicted):
-            raise ValueError(f"sentence {row}: gold has {len(of_gold)} tags, predicted has {len(of_predicted)}")
+        _same_sentence(row, of_gold, of_predicted)
         right, guess = entities(of_gold), entities(of_predicted)
         correct, found, wanted = correct + len(right & guess), found + len(guess), wanted + len(right)
     return Score.of(correct, found, wanted)
 
 
+def _same_sentence(row: int, gold: Sequence[str], predicted: Sequence[str]) -> None:
+    if len(gold) != len(predicted):
+        raise ValueError(f"sentence {row}: gold has {len(gold)} tags, predicted has {len(predicted)}")
+
+
 def token_score(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Score:
     """Single words: inside a name or not, whatever the tag's B or I. Kinder than ``entity_score``."""
     same_length(gold=gold, predicted=predicted)
+    for row, (of_gold, of_predicted) in enumerate(zip(gold, predicted, strict=True)):
+        _same_sentence(row, of_gold, of_predicted)
     pairs = [(a != "O", b != "O") for rows in zip(gold, predicted, strict=True) for a, b in zip(*rows, strict=True)]
     return Score.of(sum(a and b for a, b in pairs), sum(b for _, b in pairs), sum(a for a, _ in pairs))
 
@@ -96,7 +103,7 @@ def token_score(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]
 def normalise(answer: str) -> str:
     """As SQuAD compares answers: lower case, no punctuation, no articles, single spaces (Rajpurkar et al. 2016)."""
     letters = "".join(char for char in answer.lower() if char not in string.punctuation)
-    return " ".join(word for word in letters.split() if word not in ("a", "an", "the"))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
 
 
 def exact_match(gold: str, predicted: str) -> float:
@@ -132,16 +139,26 @@ def interval(values: Iterable[float]) -> Interval:
     """Mean over seeds and its 95 % interval by Student's t: mean ± t · s / sqrt(n).
 
     Raises:
-        ValueError: for fewer than two values: one run has no spread.
+        ValueError: for fewer than two values, since one run has no spread, or one that is not finite.
     """
     values = list(values)
     n = len(values)
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"values={values} holds nan or inf: a run failed; an interval cannot be had from it")
     if n < 2:
         raise ValueError(f"values holds {n} number(s): an interval needs at least two seeds, better five")
     mean = sum(values) / n
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    half = (_T[n - 2] if n - 2 < len(_T) else 1.96) * deviation / math.sqrt(n)
+    half = _student(n - 1) * deviation / math.sqrt(n)
     return Interval(mean, mean - half, mean + half)
+
+
+def _student(freedom: int) -> float:
+    """The table, and beyond it Student's t expanded around the normal quantile (Abramowitz and Stegun 26.7.5)."""
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def labels_worth(counts: Sequence[int], scores: Sequence[float], score: float) -> float:
@@ -155,6 +172,8 @@ def labels_worth(counts: Sequence[int], scores: Sequence[float], score: float) -
     same_length(counts=counts, scores=scores)
     if any(b <= a for a, b in pairwise(counts)):
         raise ValueError(f"counts={list(counts)} must rise")
+    if counts[0] <= 0 or not all(map(math.isfinite, (*scores, score))):
+        raise ValueError(f"counts={list(counts)} must be positive, and scores={list(scores)} and {score=} finite")
     if scores[0] >= score:
         return float(counts[0])
     points = list(zip(counts, scores, strict=True))

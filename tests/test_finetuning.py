@@ -1,13 +1,23 @@
 """Fine-tuning: examples, heads, training, checkpoints, and one clear error for each bad input."""
 
 import copy
+import json
 import math
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    RobertaConfig,
+    RobertaModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from sslcourse import finetuning as ft
 from sslcourse import tokenizer as wordpiece
@@ -97,11 +107,24 @@ def test_markers_stand_before_their_arguments_in_either_order(tokenizer, subject
         (lambda t: ft.encode_relations(t, ["abc"], [(0, 2)], [(1, 3)], ["a"], ["a"]), "overlap"),
         (lambda t: ft.encode_relations(t, ["abc"], [(0, 9)], [(1, 3)], ["a"], ["a"]), r"subjects\[0\]=\(0, 9\)"),
         (lambda t: ft.collate([], 0), "examples is empty"),
+        (lambda t: ft.encode_texts(t, "x", ["a"], ["a"]), "one string"),
+        (lambda t: ft.encode_texts(t, [None], ["a"], ["a"]), r"texts\[0\]=None is a NoneType"),
+        (lambda t: ft.encode_texts(t, ["\ud800"], ["a"], ["a"]), "surrogate"),
+        (lambda t: ft.encode_texts(t, ["x"], ["a"], ["a", "a"]), "names a class twice"),
+        (lambda t: ft.encode_texts(t, ["x"], ["a"], ["a"], max_length=2), "max_length=2 leaves no room"),
+        (lambda t: ft.encode_tags(t, [["x"], []], [["O"], []], TAGS), "sentence 1 has no words"),
+        (lambda t: ft.encode_questions(t, ["mill " * 20], ["text"], [(0, 4)], max_length=16), "alone takes 20 tokens"),
+        (lambda t: ft.encode_questions(t, ["q"], ["a  b"], [(1, 3)]), "nothing but blanks"),
     ],
 )
 def test_bad_examples_are_refused_in_words(tokenizer, call, message):
     with pytest.raises(ValueError, match=message):
         call(tokenizer)
+
+
+def test_a_span_that_ends_in_a_blank_is_its_words(tokenizer):
+    [example] = ft.encode_questions(tokenizer, ["what"], ["the mill runs"], [(4, 9)])
+    assert ft.answer_text(example, "the mill runs", example["labels"]) == "mill"
 
 
 # -- heads -------------------------------------------------------------------------------------------------------------
@@ -147,6 +170,29 @@ def test_labels_out_of_range_are_named(body, toy):
     bad = [{**toy[0], "labels": 7}]
     with pytest.raises(ValueError, match="labels holds 7, outside 0 to 1"):
         ft.fit(ft.SequenceClassifier(body, 2), bad, ft.Settings(steps=1))
+
+
+@pytest.mark.parametrize(
+    ("head", "change", "message"),
+    [
+        (ft.SequenceClassifier, {"labels": 0.5}, "labels has dtype=torch.float32"),
+        (ft.SequenceClassifier, {"labels": [0, 1]}, "labels has shape"),
+        (ft.SequenceClassifier, {"input_ids": [2, 9999, 3]}, "input_ids holds 9999"),
+        (ft.TokenClassifier, {}, "encode the examples for this task"),
+        (ft.TokenClassifier, {"input_ids": [2, 5, 3], "labels": [-100] * 3}, "labels holds -100 only"),
+        (ft.SpanPredictor, {}, "make them with encode_questions"),
+        (ft.SpanPredictor, {"labels": [1, 999], "offsets": [(0, 1)] * 20}, "labels holds position 999"),
+        (ft.SpanPredictor, {"labels": [0, 1], "offsets": [(0, 0)] * 2 + [(0, 1)] * 18}, "outside its context"),
+        (ft.RelationClassifier, {}, "make them with encode_relations"),
+        (ft.RelationClassifier, {"markers": [1, 999]}, "markers holds"),
+    ],
+)
+def test_examples_of_another_task_or_another_tokenizer_are_named(body, toy, head, change, message):
+    example = {**toy[0], **change}
+    if "offsets" in change:
+        example["input_ids"] = [2] * 20
+    with pytest.raises(ValueError, match=message):
+        ft.fit(head(body, 2), [example], ft.Settings(steps=1))
 
 
 def test_a_sequence_longer_than_the_models_positions_is_refused(tokenizer):
@@ -244,9 +290,41 @@ def test_nan_ends_the_run_with_advice(body, toy):
         ft.fit(model, toy, ft.Settings(steps=2))
 
 
+def test_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were(body, toy):
+    model = ft.SequenceClassifier(body, 2)
+    before = copy.deepcopy(model.state_dict())
+
+    def spoilt(model, batch):
+        loss = ft.backward(model, batch)
+        model.head.bias.grad.fill_(math.nan)
+        return loss
+
+    with pytest.raises(Diverged, match="gradient's norm is nan at step 1"):
+        ft.fit(model, toy, ft.Settings(steps=1), backward=spoilt)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_nan_are_no_answer(body, toy, value):
+    model = ft.SequenceClassifier(body, 2)
+    with torch.no_grad():
+        model.head.weight[0, 0] = value
+    with pytest.raises(ValueError, match=r"the weight head\.weight holds nan or inf"):
+        ft.predict(model, toy)
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("steps", 0), ("batch_size", 0), ("layer_decay", 0.0), ("learning_rate", -1.0), ("precision", "fp17")],
+    [
+        ("steps", 0),
+        ("steps", 2.5),
+        ("batch_size", 0),
+        ("layer_decay", 0.0),
+        ("learning_rate", -1.0),
+        ("max_grad_norm", -1.0),
+        ("max_grad_norm", math.nan),
+        ("precision", "fp17"),
+    ],
 )
 def test_settings_that_cannot_be_are_refused(argument, value):
     with pytest.raises(ValueError, match=f"{argument}="):
@@ -357,3 +435,58 @@ def test_a_tokenizer_of_another_checkpoint_is_refused(folder, tokenizer, tmp_pat
     other.save_pretrained(folder)
     with pytest.raises(ValueError, match="belongs to another checkpoint"):
         ft.open_encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{not json", r"config\.json in .* cannot be read"),
+        ("config.json", "{}", r"config\.json in .* cannot be read"),
+        ("model.safetensors", "garbage", "the weights in .* are damaged"),
+        ("tokenizer.json", "garbage", "no tokenizer that can be read"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_folder(folder, file, content, message):
+    (folder / file).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        ft.open_encoder(folder)
+
+
+@pytest.mark.parametrize(("layers", "message"), [(1, "has model.layers.1"), (3, "lacks model.layers.2")])
+def test_layers_that_the_config_does_not_know_are_noticed(folder, layers, message):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        ft.open_encoder(folder)
+
+
+def test_weights_of_16_bits_open_in_fp32(folder, tokenizer):
+    EncoderForMaskedLM(small_body(len(tokenizer)).config).bfloat16().save_pretrained(folder)
+    body, _ = ft.open_encoder(folder)
+    assert {weight.dtype for weight in body.parameters()} == {torch.float32}
+
+
+def test_a_body_without_its_head_opens(tokenizer, tmp_path):
+    small = small_body(len(tokenizer))
+    body, _ = ft.open_encoder(stock(small, tokenizer, tmp_path / "body"))
+    ids = torch.tensor([[2, 7, 8, 3]])
+    with torch.no_grad():
+        ours, theirs = (one(ids, torch.ones_like(ids)).last_hidden_state for one in (small, body))
+    assert torch.allclose(ours, theirs, atol=1e-5)  # fp32, the stock class adds in another order
+
+
+def test_a_table_filled_up_to_a_multiple_of_64_is_no_other_checkpoint(tokenizer):
+    ft.check_pair(small_body(-(-len(tokenizer) // 64) * 64), tokenizer)
+    with pytest.raises(ValueError, match="belongs to another checkpoint"):
+        ft.check_pair(small_body(-(-len(tokenizer) // 64) * 64 + 64), tokenizer)
+
+
+def test_roberta_counts_positions_from_behind_its_padding(tokenizer, toy):
+    config = RobertaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                           intermediate_size=32, max_position_embeddings=10, pad_token_id=1)  # fmt: skip
+    model = ft.SequenceClassifier(RobertaModel(config), 2)
+    assert ft.positions(model.body) == 8
+    assert len(ft.predict(model, [{"input_ids": [5] * 8, "labels": 0}])) == 1
+    with pytest.raises(ValueError, match="more than the model's 8 positions"):
+        ft.predict(model, [{"input_ids": [5] * 9, "labels": 0}])

@@ -359,3 +359,36 @@ def test_divergence_is_named(tokenizer, language_model):
         language_model.decoder.bias.fill_(math.nan)
     with pytest.raises(Diverged, match="step 1"):
         gen.continue_pretraining(language_model, tokenizer, TEXTS * 4, RECIPE, 3)
+
+
+def test_a_score_within_training_leaves_dropout_on(model, examples):
+    modes = []
+
+    def note(step, model):
+        gen.probabilities(model, examples)
+        modes.append(model.training)
+
+    ft.fit(model, examples, ft.Settings(steps=3), on_step=note)
+    assert modes == [True, True, True]
+
+
+def test_nan_has_no_probability(model, examples):
+    with torch.no_grad():
+        model.head.bias[0] = math.nan
+    with pytest.raises(ValueError, match=r"head\.bias holds nan"):
+        gen.probabilities(model, examples)
+
+
+def test_a_recipe_with_more_tokens_than_positions_is_refused(tokenizer, language_model):
+    language_model.config.max_position_embeddings = 8
+    with pytest.raises(ValueError, match=r"sequence_length=16 is more than the model's 8 positions"):
+        gen.continue_pretraining(language_model, tokenizer, TEXTS * 9, RECIPE, 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [(lambda x: x.square().sum(), "one number for each"), (lambda x: (x - x).sqrt().sum(1), "nan or inf")],
+)
+def test_a_function_that_cannot_be_attributed_is_named(function, message):
+    with pytest.raises(ValueError, match=message):
+        gen.integrated_gradients(function, torch.ones(3), torch.zeros(3), steps=4)

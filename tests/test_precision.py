@@ -245,6 +245,54 @@ def test_a_precision_that_cannot_be_is_refused(name, device, word):
         Session(TINY, name, device)
 
 
+@pytest.mark.parametrize("device", ["mps", "banana", *([] if torch.cuda.is_available() else ["cuda"])])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(ValueError, match=f"device='{device}'"):
+        Session(TINY, "fp32", device)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda ids, labels: (ids, labels[:, :5]), "labels .3, 5."),
+    (lambda ids, labels: (ids + 200, labels), "inputs holds .* outside the model's table of 60 rows"),
+    (lambda ids, labels: (ids, labels.where(labels == IGNORE, 500)), "labels holds .* 500"),
+    (lambda ids, labels: (ids.repeat(1, 60), labels.repeat(1, 60)), "more than the model's 512 positions"),
+])  # fmt: skip
+def test_a_batch_that_does_not_fit_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        Session(TINY).step(*change(*rows(TINY)))
+
+
+@pytest.mark.parametrize("lr", [float("nan"), float("inf"), -1.0])
+def test_a_rate_that_would_spoil_the_weights_is_refused(lr):
+    with pytest.raises(ValueError, match="lr="):
+        Session(TINY).step(*rows(TINY), lr=lr)
+
+
+def test_tf32_is_on_in_both_passes_and_off_behind_them(monkeypatch):
+    monkeypatch.setattr(precision, "check_precision", lambda *_: None)  # it wants a GPU; here only the switch counts
+    session, seen = Session(TINY, "tf32"), []
+    note = lambda *_: seen.append(torch.get_float32_matmul_precision())  # noqa: E731
+    session.model.head.register_forward_hook(note)
+    session.model.head.register_full_backward_hook(note)
+    session.step(*rows(TINY))
+    assert (seen, torch.get_float32_matmul_precision()) == (["high", "high"], "highest")
+
+
+def test_an_optimizer_of_bf16_weights_goes_on_where_it_was():
+    def run(broken):
+        session = Session(TINY, "pure_bf16_kahan")
+        for step in range(4):
+            if broken and step == 2:
+                saved = copy.deepcopy(session.optimizer.state_dict())
+                session.optimizer = session._bf16_optimizer()
+                session.optimizer.load_state_dict(saved)
+            session.step(*rows(TINY, seed=step))
+        return session.model.state_dict()
+
+    straight, restored = run(False), run(True)
+    assert all(torch.equal(straight[name], weight) for name, weight in restored.items())
+
+
 def test_a_session_in_autocast_is_torch_autocast():
     ids, labels = rows(TINY)
     session = Session(TINY, "bf16")

@@ -70,6 +70,10 @@ ANSWERS = [
     ("an answer with many words", "answer with words"),
     ("Côte d'Ivoire", "cote d'ivoire"),
     ("tea, coffee", "coffee tea tea"),
+    ("the—end", "—end"),
+    ("«the cat»", "« cat»"),
+    ("A°C", "°C"),
+    ("l’a b", "l’ b"),
 ]
 
 
@@ -96,7 +100,7 @@ def test_classes_are_scored_as_scikit_learn_scores_them():
     assert scores.macro_f1(gold, found) == pytest.approx(sklearn_f1(gold, found, average="macro"), abs=1e-12)
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 10, 20])
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 20, 21, 25, 40])
 def test_the_interval_is_students(n):
     values = [random.Random(i).random() for i in range(n)]
     low, high = stats.t.interval(0.95, n - 1, statistics.mean(values), stats.sem(values))
@@ -115,6 +119,14 @@ def test_labels_worth_reads_the_curve_sideways():
     assert scores.labels_worth([10, 100], [0.2, 0.6], 0.7) == math.inf
     with pytest.raises(ValueError, match="must rise"):
         scores.labels_worth([100, 10], [0.2, 0.6], 0.4)
+    for counts, curve in (([0, 10], [0.2, 0.6]), ([1, 10], [0.2, math.nan])):
+        with pytest.raises(ValueError, match="must be positive"):
+            scores.labels_worth(counts, curve, 0.4)
+
+
+def test_a_run_that_failed_has_no_interval():
+    with pytest.raises(ValueError, match="a run failed"):
+        scores.interval([0.5, math.nan])
 
 
 @pytest.mark.parametrize("score", [scores.accuracy, scores.macro_f1, scores.entity_score, scores.token_score])
@@ -123,3 +135,9 @@ def test_nothing_to_score_and_unequal_lengths_are_refused(score):
         score([], [])
     with pytest.raises(ValueError, match="unequal lengths"):
         score([["O"]], [["O"], ["O"]])
+
+
+@pytest.mark.parametrize("score", [scores.entity_score, scores.token_score])
+def test_a_sentence_of_another_length_is_named(score):
+    with pytest.raises(ValueError, match="sentence 1: gold has 2 tags, predicted has 1"):
+        score([["O"], ["O", "O"]], [["O"], ["O"]])

@@ -141,11 +141,11 @@ MUTANTS = {
         ),
         "forgets the embeddings": (
             lambda layers, rate, decay: [rate * decay ** (layers - k) for k in range(layers + 1)],
-            "either embeddings or head are missing",
+            "either embeddings or head missing",
         ),
         "layers only": (
             lambda layers, rate, decay: [rate * decay ** (layers - k) for k in range(layers)],
-            "embeddings and head are missing",
+            "embeddings and head missing",
         ),
         "linear": (
             lambda layers, rate, decay: [rate * (1 - (1 - decay) * (layers + 1 - k)) for k in _floors(layers)],

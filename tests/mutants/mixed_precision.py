@@ -203,7 +203,7 @@ MUTANTS = {
     },
     "5.3": {
         "clips before it unscales": (clips_then_unscales, "while they were still scaled"),
-        "clips and never unscales": (clips_never_unscales, "never divide by the scale"),
+        "clips and never unscales": (clips_never_unscales, "still scaled"),
         "unscales and does not clip": (only_unscales, "not clipped"),
         "clips each tensor by itself": (each_by_itself, "by its own norm"),
         "scales small gradients up": (always_scales_to_max_norm, "clipping only ever shrinks"),

@@ -92,7 +92,7 @@ class Rng:
         return self.python.randint(low, high)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.randn(*shape, generator=self.torch, dtype=dtype)
+        return torch.randn(shape, generator=self.torch, dtype=dtype)
 
     def integers(self, low: int, high: int, *shape: int) -> torch.Tensor:
         """Ids in [low, high), ``high`` excluded."""
@@ -125,8 +125,8 @@ class Answer:
             raise Wrong("your function returned None: is the `return` missing?")
         if not same((args, kwargs), before):
             raise Wrong(
-                "your function changed one of its arguments in place; work on a copy (`.clone()`), because the "
-                "caller still needs the original"
+                "your function changed one of its arguments in place; work on a copy (`.clone()` of a tensor, "
+                "`list(...)` of a list), because the caller still needs the original"
             )
         return result
 
@@ -269,7 +269,7 @@ def _watch(forbidden: tuple[str, ...]) -> Iterator[list[str]]:
             found.append(f"your function calls sslcourse ({code.co_name}); the exercise is to write it yourself")
         name = code.co_name if event == "call" else getattr(argument, "__name__", "") if event == "c_call" else ""
         if name in forbidden:
-            found.append(f"your function calls {name}, which does the whole exercise; write it out")
+            found.append(f"your function calls {name}, which does the work for you; write it out")
         if found:
             raise Wrong(found[0])  # stops the answer at once, unless it catches everything
 

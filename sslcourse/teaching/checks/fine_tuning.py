@@ -13,6 +13,14 @@ from sslcourse.teaching.checks import Answer, Rng, Wrong, close, grader, true
 @grader("4.1")
 def align_tags(answer: Answer, rng: Rng) -> None:
     """(word_ids, tags) -> a label for each token."""
+    for word_ids, tags in (
+        ([0, 0, 1], [3, 4]),  # no special tokens
+        ([0, 1, 1], [2, 1]),
+        ([0, 0], [2]),
+        ([None, 0, 2, 2, None], [1, 2, 3]),  # a word that the tokenizer left out
+        ([], []),
+    ):
+        _compare_labels(answer(list(word_ids), list(tags)), list(word_ids), tags)
     for round_ in range(6):
         pieces = [rng.integer(1, 3) for _ in range(rng.integer(4, 8))]
         pieces[1] = 3  # a word of several pieces
@@ -32,7 +40,7 @@ def align_tags(answer: Answer, rng: Rng) -> None:
 
 def _compare_labels(got: Any, word_ids: list[int | None], tags: list[int]) -> None:
     before = [None, *word_ids]
-    after = [*word_ids[1:], None]
+    after = [*word_ids, None][1:]
     labels = [-100 if word is None or word == last else tags[word]
               for last, word in zip(before, word_ids, strict=False)]  # fmt: skip
     everywhere = [-100 if word is None else tags[word] for word in word_ids]
@@ -82,6 +90,7 @@ def find_entities(answer: Answer, rng: Rng) -> None:
         (["B-PER", "O", "I-PER"], "an I- behind O begins a new entity, even if one of its type stood before the O"),
         (["B-LOC", "I-LOC", "B-LOC", "I-LOC"], "a B- of the same type ends the entity before it"),
         (["B-PER"], "a sentence of one word can be one entity"),
+        (["B-geo-loc", "I-geo-loc", "O", "B-geo"], "the type is all that stands behind the first hyphen"),
         ([], "no tags, no entities: return an empty set"),
     ]
     rng.python.shuffle(planted)
@@ -123,12 +132,19 @@ def _entities(tags: list[str]) -> set[tuple[int, int, str]]:
 @grader("4.3")
 def paired_gain(answer: Answer, rng: Rng) -> None:
     """(pretrained, scratch, t) -> (mean, low, high) of the paired differences."""
-    for _ in range(6):
-        n = rng.integer(4, 9)
-        t = rng.python.uniform(1.9, 4.0)
+    for round_ in range(6):
+        n = 2 if round_ == 5 else rng.integer(4, 9)
+        t = 12.706 if n == 2 else rng.python.uniform(1.9, 4.0)
         shared = (0.2 * rng.normal(n, dtype=torch.float64)).tolist()
-        a = [0.6 + x + 0.03 * rng.python.gauss(0, 1) for x in shared]
+        noise = 0.03 if round_ else 0.2  # at first so much that the seeds' order differs: pairs must stay pairs
+        a = [0.6 + x + noise * rng.python.gauss(0, 1) for x in shared]
         b = [0.45 + x + 0.03 * rng.python.gauss(0, 1) for x in shared]
+        if round_ == 3:
+            a, b = b, a  # pretraining may hurt
+        elif round_ == 4:
+            a = [x + 0.02 * (-1) ** place for place, x in enumerate(b)]  # and win at every other seed only
+        elif n == 2:
+            a = [b[0] + 0.1, b[1] + 0.4]  # an interval that reaches far beyond -1 and 1
         _compare_gain(answer(a, b, t), a, b, t)
 
 
@@ -153,6 +169,8 @@ def _compare_gain(got: Any, a: list[float], b: list[float], t: float) -> None:
         "the factor t is missing from the interval": triple(mean, s / math.sqrt(n)),
         "the gain has the wrong sign: it is pretrained - scratch": triple(-mean, half),
         "s is the square root of the mean square: did you leave out the root?": triple(mean, t * s**2 / math.sqrt(n)),
+        "a gain may be negative: keep the sign of each difference": triple(
+            gains.abs().mean(), t * gains.abs().std() / math.sqrt(n)),
         "low and high are changed over": torch.stack([mean, mean + half, mean - half]),
         "low comes before high, and the mean first: (mean, low, high)": torch.stack([mean - half, mean, mean + half]),
         "return the ends of the interval, mean - half and mean + half, not half its width":
@@ -188,7 +206,16 @@ def best_span(answer: Answer, rng: Rng) -> None:
             start[seq - 1], end[seq - 1] = 3.0, -9.0
             start[place], end[place + 1] = 2.9, 2.9
         _compare_span(answer(start, end, longest), start, end, longest)
-    _compare_span(answer(torch.tensor([1.0]), torch.tensor([2.0]), 1), torch.tensor([1.0]), torch.tensor([2.0]), 1)
+    for start, end, longest in (
+        ([1.0], [2.0], 1),
+        ([3.0, 0.0, 0.5], [2.0, 0.5, 0.0], 2),  # the first token
+        ([0.0, 0.1, 0.0, 0.2, 4.0], [0.3, 0.0, 0.1, 0.0, 3.0], 3),  # the last token, though longer ones end there
+        ([0.0, 0.0], [1.0, 3.0], 9),  # the limit is longer than the sequence
+        (list(range(40)), [-place / 2 for place in range(40)], 3),  # every score counts, not the best few of each list
+        ([-600.0, 0.0, 2.0, 1.0, 300.0], [300.0, 0.0, 0.5, 0.0, -600.0], 2),  # exp of these scores would be 0 or inf
+    ):
+        first, last = (torch.tensor(scores, dtype=torch.float32) for scores in (start, end))
+        _compare_span(answer(first, last, longest), first, last, longest)
 
 
 def _compare_span(got: Any, start: torch.Tensor, end: torch.Tensor, longest: int) -> None:
@@ -203,12 +230,17 @@ def _compare_span(got: Any, start: torch.Tensor, end: torch.Tensor, longest: int
         return
     where = f"you chose ({first}, {last}) of {seq} tokens with longest={longest}; the best pair is {best}"
     true(0 <= first < seq and 0 <= last < seq, f"both positions lie in the sequence; {where}")
+    if best == (first, last - 1) and _best(start, end, longest + 1)[0] != (first, last):
+        raise Wrong(f"last is the last token itself, not the one behind it; {where}")
+    if value < 0 and (last < first or last - first >= longest):
+        where += " (if you filled a table: what is not allowed must hold -inf, since 0 beats a negative sum)"
     true(first <= last, f"an answer cannot end before it starts: look for the best pair, not for two bests; {where}")
     if last - first + 1 > longest:
         over = "one token too long: both ends count" if last - first == longest else "too long"
         raise Wrong(f"the span is {over}; {where}")
     sum_ = float(start[first] + end[last])
-    true(math.isfinite(sum_), f"a position with score -inf may not be chosen; {where}")
+    negative = ", and sums may be negative: does your search for the largest start at 0?" if value < 0 else ""
+    true(math.isfinite(sum_), f"a position with score -inf may not be chosen{negative}; {where}")
     if math.isclose(sum_, value, abs_tol=1e-6):
         return  # a tie
     if (first, last) == _best(start, end, longest - 1)[0]:
@@ -229,12 +261,14 @@ def _best(start: torch.Tensor, end: torch.Tensor, longest: int) -> tuple[tuple[i
 def merge(answer: Answer, rng: Rng) -> None:
     """(weight, a, b, alpha) -> weight + alpha / rank * b a."""
     for round_ in range(5):
-        rank = rng.integer(2, 4)
+        rank = rng.integer(2, 4) if round_ < 4 else 12  # more than the weight's own rank: len(a) all the same
         # square in some rounds, so that a transposed product has the right shape and wrong values
         outputs = rng.integer(5, 9)
         inputs = outputs if round_ % 2 else outputs + rng.integer(1, 3)
         weight, a, b = rng.normal(outputs, inputs), rng.normal(rank, inputs), rng.normal(outputs, rank)
-        alpha = float(rng.python.choice([5, 7, 16, 32]))
+        alpha = rng.python.uniform(9.0, 40.0)
+        if round_ == 3:
+            b = torch.zeros_like(b)  # as LoRA starts
         want = weight + alpha / rank * b @ a
         mistakes = {
             "the scale is alpha, where it should be alpha / rank": weight + alpha * b @ a,

@@ -12,8 +12,8 @@ from sslcourse.teaching.checks import Answer, Rng, Wrong, close, grader, true
 @grader("9.1")
 def layer_rates(answer: Answer, rng: Rng) -> None:
     """(layers, rate, decay) -> learning rates from the embeddings up to the head."""
-    for _ in range(4):
-        layers = rng.integer(2, 12)
+    for round_ in range(6):
+        layers = round_ if round_ < 2 else rng.integer(2, 12)
         rate, decay = rng.python.uniform(1e-4, 1e-2), rng.python.uniform(0.5, 0.95)
         got = answer(layers, rate, decay)
         if isinstance(got, torch.Tensor):
@@ -23,7 +23,7 @@ def layer_rates(answer: Answer, rng: Rng) -> None:
         where = f"layers={layers}"
         if len(got) != len(want):
             missing = {layers: "embeddings and head", layers + 1: "either embeddings or head"}.get(len(got))
-            hint = f": {missing} are missing" if missing else ""
+            hint = f" (are {missing} missing?)" if missing else ""
             raise Wrong(f"{where} needs {len(want)} rates (embeddings, {layers} layers, head), got {len(got)}{hint}")
         values = torch.as_tensor(got, dtype=torch.float64)
         mistakes = {
@@ -47,11 +47,15 @@ def layer_rates(answer: Answer, rng: Rng) -> None:
 @grader("9.2")
 def fast_gradient(answer: Answer, rng: Rng) -> None:
     """(gradient, real, size) -> the shift of each sequence."""
-    for round_ in range(5):
+    for round_ in range(6):
         batch, seq, hidden = rng.integer(2, 4), rng.integer(4, 7), rng.integer(3, 5)
-        gradient = rng.normal(batch, seq, hidden) * 10.0 ** rng.integer(-6, 1)
+        gradient = rng.normal(batch, seq, hidden) * 10.0 ** (-10 if round_ == 3 else rng.integer(-6, 1))
         lengths = torch.tensor([rng.integer(2, seq - 1) for _ in range(batch - 1)] + [seq])
         real = torch.arange(seq) < lengths[:, None]
+        if round_ == 2:
+            real = real.flip(1)  # padding on the left
+        elif round_ == 5:
+            real[-1, rng.integer(1, seq - 2)] = False  # and in the middle
         size = 0.1 + rng.uniform(batch)
         if round_ == 4:
             gradient[0] = 0.0
@@ -65,7 +69,7 @@ def _compare_shift(got: Any, gradient: torch.Tensor, real: torch.Tensor, size: t
     at_text = gradient * real[..., None]
     scale = size[:, None, None]
     norm = at_text.flatten(1).norm(dim=1)[:, None, None]
-    want = scale * unit(at_text, norm)
+    want = scale * unit(at_text, norm) + 0.0  # no negative zeros in messages
     zero = not bool(at_text.flatten(1).any(1).all())
     if isinstance(got, torch.Tensor) and bool(torch.isnan(got).any()):
         raise Wrong("a sequence whose gradient is zero gives nan: keep the norm away from zero" if zero
@@ -73,6 +77,7 @@ def _compare_shift(got: Any, gradient: torch.Tensor, real: torch.Tensor, size: t
     whole = gradient.flatten(1).norm(dim=1)[:, None, None]
     mistakes = {
         "padding moves: set the gradient there to zero": scale * unit(gradient, whole),
+        "padding moves; set the gradient there to zero, not only in the length": scale * unit(gradient, norm),
         "padding counts in the length; set it to zero before you take the norm": scale * unit(at_text, whole),
         "each token has its own length; the length is that of the whole sequence":
             scale * unit(at_text, at_text.norm(dim=-1, keepdim=True)),
@@ -94,17 +99,22 @@ def _compare_shift(got: Any, gradient: torch.Tensor, real: torch.Tensor, size: t
 @grader("9.3", forbidden=("get_ema_multi_avg_fn", "get_swa_multi_avg_fn", "update_parameters"))
 def average_states(answer: Answer, rng: Rng) -> None:
     """A list of state dicts -> their mean."""
-    for round_ in range(4):
-        count = rng.integer(3, 6)
-        dtype = (torch.float32, torch.float64, torch.bfloat16, torch.float32)[round_]
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float32)
+    for round_, dtype in enumerate(dtypes):
+        count = rng.python.choice([3, 5, 6]) if round_ < 4 else 1  # not 4: a fourth of a number is exact in any format
         states = []
-        for number in range(count):
-            weight = 256.0 + rng.integers(0, 8, 3, 4) if dtype == torch.bfloat16 else rng.normal(3, 4)
+        for _ in range(count):
+            weight = {
+                torch.bfloat16: 256.0 + 2.0 * rng.integers(0, 4, 8, 9),  # sums need more digits than bf16 has
+                torch.float16: 3e4 + 1e3 * rng.normal(3, 4),  # and here more range than fp16 has
+            }.get(dtype, rng.normal(3, 4, dtype=torch.float64))
             states.append({"layer.weight": weight.to(dtype), "layer.bias": rng.normal(4).to(dtype),
-                           "steps": torch.tensor(10 * number + rng.integer(1, 9))})  # fmt: skip
+                           "steps": torch.tensor(rng.integer(1, 20)), "seen": rng.integers(0, 9, 6).to(torch.int32),
+                           "used": rng.integers(0, 2, 5).bool()})  # fmt: skip
+        if count > 1:
+            for number, steps in ((0, 50), (1, 97), (-1, 49)):  # a counter that was set back; no mean comes near it
+                states[number]["steps"] = torch.tensor(steps)
         _compare_states(answer(states), states)
-    one = [{"weight": rng.normal(3)}]
-    close(answer(one)["weight"], one[0]["weight"], "the mean of one state")
 
 
 def _compare_states(got: Any, states: list[dict[str, torch.Tensor]]) -> None:
@@ -114,11 +124,13 @@ def _compare_states(got: Any, states: list[dict[str, torch.Tensor]]) -> None:
         value = got[name]
         true(isinstance(value, torch.Tensor), f"{name!r} is a {type(value).__name__}; it should stay a tensor")
         if not last.is_floating_point():
-            mean = sum(state[name] for state in states) / len(states)
+            mean = sum(state[name].double() for state in states) / len(states)
             close(value, last, f"{name!r}, which is not floating point,", mistakes={
                 f"{name!r} is not floating point and was averaged; take it from the last state": mean.to(value.dtype),
                 f"{name!r} comes from the first state; take it from the last": states[0][name],
-                f"{name!r} was added up; take it from the last state": sum(state[name] for state in states),
+                f"{name!r} was added up; take it from the last state": sum(state[name].double() for state in states),
+                f"{name!r} is the largest of the states'; take it from the last state":
+                    torch.stack([state[name].double() for state in states]).amax(0),
             })  # fmt: skip
             true(value.dtype == last.dtype, f"{name!r} has dtype {value.dtype}; it should keep {last.dtype}")
             shared = any(value is state[name] or value.data_ptr() == state[name].data_ptr() for state in states)
@@ -139,13 +151,15 @@ def _compare_states(got: Any, states: list[dict[str, torch.Tensor]]) -> None:
             "the median is not the mean": stack.median(0).values.to(last.dtype),
         }
         mistakes = {hint: wrong for hint, wrong in mistakes.items() if not torch.equal(wrong, want)}
-        if last.dtype == torch.bfloat16:
+        if last.dtype in (torch.bfloat16, torch.float16):
             for hint, wrong in mistakes.items():
                 if torch.equal(value, wrong):
                     raise Wrong(hint)
-            true(torch.equal(value, want), f"{name!r} in bf16 lost digits: add up in fp32 and round once, at the end")
+            true(torch.equal(value, want), f"{name!r} in {last.dtype} lost digits or overflowed: add up in fp32 and "
+                 "round once, at the end")  # fmt: skip
         else:
-            close(value, want, f"the mean of {name!r}", rtol=1e-5, atol=1e-6, mistakes=mistakes)
+            digits = 1e-12 if last.dtype == torch.float64 else 1e-5  # float64 must not go through fp32
+            close(value, want, f"the mean of {name!r}", rtol=digits, atol=digits / 10, mistakes=mistakes)
         shared = any(value is state[name] or value.data_ptr() == state[name].data_ptr() for state in states)
         true(not shared, f"{name!r} shares memory with a state: a later step would change it; return new tensors")
 
@@ -153,10 +167,8 @@ def _compare_states(got: Any, states: list[dict[str, torch.Tensor]]) -> None:
 @grader("9.4", forbidden=("integrated_gradients", "IntegratedGradients"))
 def my_integrated_gradients(answer: Answer, rng: Rng) -> None:
     """(function, x, baseline, steps) -> attributions."""
-    for round_ in range(4):
-        shape = [(5,), (3, 4), (6,), (2, 3)][round_]
+    for shape, steps in (((5,), 7), ((3, 4), 4), ((6,), 1), ((2, 3), 10), ((2, 3, 2), 5), ((), 6)):
         x, baseline = rng.normal(*shape, dtype=torch.float64), rng.normal(*shape, dtype=torch.float64)
-        steps = [7, 4, 1, 10][round_]
         function = _smooth_function(rng, x.numel())
         _compare_attribution(answer, function, x, baseline, steps)
 
@@ -166,7 +178,7 @@ def _smooth_function(rng: Rng, inputs: int) -> torch.nn.Module:
     linear, last = torch.nn.Linear(inputs, 4), torch.nn.Linear(4, 1)
     for layer in (linear, last):
         layer.weight.data = 0.7 * rng.normal(*layer.weight.shape)
-    layers = torch.nn.Flatten(), linear, torch.nn.Softplus(), last, torch.nn.Flatten(0)
+    layers = torch.nn.Unflatten(0, (-1, 1)), torch.nn.Flatten(), linear, torch.nn.Softplus(), last, torch.nn.Flatten(0)
     return torch.nn.Sequential(*layers).double().requires_grad_(False)
 
 

@@ -1,0 +1,160 @@
+"""Which learning rate for which task of lesson 04? Three each, on the validation countries, two seeds.
+
+    python -m benchmarks.choices
+
+Every contender gets its own best rate: the pretrained encoder, its untrained twin, LoRA, a head on a frozen body; and
+the bag of words that reads relations gets its best window. Numbers of labels and of steps are the lesson's. Writes
+``data/measured/fine_tuning_choices.json``, from which the lesson reads them. The seeds are not the lesson's, and the
+test countries are not looked at. Ten minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import SGDClassifier
+from sklearn.pipeline import make_pipeline
+
+from sslcourse import doctor, finetuning, labelled, pretrained, scores
+from sslcourse.finetuning import Settings
+from sslcourse.lora import add_lora
+
+SEEDS = (100, 101)
+RATES = (1e-3, 2e-3, 3e-3)
+TAGS = ["O", "B-PER", "I-PER"]
+SIZES = {  # labels, steps
+    "names": (200, 150),
+    "section": (100, 80),
+    "region": (800, 250),
+    "relation": (800, 300),
+    "question": (3200, 300),
+}
+
+
+def main() -> None:
+    run = pretrained.load()
+    tokenizer, body = run.tokenizer, run.model.model
+    table: dict[str, dict[str, list[float]]] = {}
+    best: dict[str, float] = {}
+
+    def compare(name: str, values: tuple, score: Callable[[Any, int], float]) -> None:
+        found = {value: [score(value, seed) for seed in SEEDS] for value in values}
+        table[name] = {f"{value:g}": of_value for value, of_value in found.items()}
+        best[name] = max(found, key=lambda value: sum(found[value]))
+        print(name, {value: f"{sum(f) / len(f):.3f}" for value, f in found.items()}, "->", best[name], flush=True)
+
+    def contend(
+        task: str,
+        rows: dict[str, list],
+        head: Callable[[Any], finetuning.TaskModel],
+        encode: Callable[[list], list],
+        measure: Callable[[list, list, list], float],
+    ) -> None:
+        """The best rate of the pretrained encoder and of its twin."""
+        count, steps = SIZES[task]
+        held_out = rows["validation"][:400]
+        encoded = encode(held_out)
+
+        def score(model: finetuning.TaskModel, rate: float, seed: int) -> float:
+            sample = encode(random.Random(seed).sample(rows["train"], count))
+            finetuning.fit(model, sample, Settings(steps, learning_rate=rate, seed=seed))
+            return measure(held_out, encoded, finetuning.predict(model, encoded))
+
+        def pretrained_score(rate: float, seed: int, prepare: Callable = lambda model: None) -> float:
+            torch.manual_seed(seed)
+            model = head(copy.deepcopy(body))
+            prepare(model)
+            return score(model, rate, seed)
+
+        def scratch_score(rate: float, seed: int) -> float:
+            torch.manual_seed(seed)
+            return score(head(finetuning.untrained(body, seed)), rate, seed)
+
+        compare(f"{task}, pretrained", RATES, pretrained_score)
+        compare(f"{task}, scratch", RATES, scratch_score)
+        if task == "names":
+            lora = lambda model: add_lora(model.body, rank=8)  # noqa: E731
+            frozen = lambda model: model.body.requires_grad_(False)  # noqa: E731
+            compare("names, LoRA", (3e-3, 6e-3, 1e-2), lambda rate, seed: pretrained_score(rate, seed, lora))
+            compare("names, head alone", (3e-3, 1e-2, 3e-2), lambda rate, seed: pretrained_score(rate, seed, frozen))
+
+    names = labelled.person_names()
+    contend(
+        "names",
+        names,
+        lambda body: finetuning.TokenClassifier(body, len(TAGS)),
+        lambda rows: finetuning.encode_tags(tokenizer, [r.words for r in rows], [r.tags for r in rows], TAGS),
+        lambda rows, encoded, found: scores.token_score(
+            [r.tags for r in rows], [[TAGS[tag] for tag in row] for row in found]).f1,
+    )  # fmt: skip
+    for task, load in (("section", labelled.sections), ("region", labelled.regions)):
+        rows = load()
+        classes = labelled.label_names(rows["train"])
+        contend(
+            task,
+            rows,
+            lambda body, classes=classes: finetuning.SequenceClassifier(body, len(classes)),
+            lambda rows, classes=classes: finetuning.encode_texts(
+                tokenizer, [r.text for r in rows], [r.label for r in rows], classes, 64),
+            lambda rows, _, found, classes=classes: scores.accuracy([classes.index(r.label) for r in rows], found),
+        )  # fmt: skip
+    relations = labelled.relations()
+    kinds = labelled.label_names(relations["train"])
+
+    def windowed(reach: int, seed: int) -> float:
+        sample = random.Random(seed).sample(relations["train"], SIZES["relation"][0])
+        words = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+                              SGDClassifier(loss="log_loss", alpha=1e-5, random_state=0))  # fmt: skip
+
+        def around(row: labelled.Relation) -> str:
+            return row.text[max(0, row.object[0] - reach) : row.object[1] + reach]
+
+        words.fit([around(row) for row in sample], [row.label for row in sample])
+        held_out = relations["validation"]
+        return scores.accuracy([row.label for row in held_out], list(words.predict([around(row) for row in held_out])))
+
+    compare("relation, window", (10, 20, 40, 80), windowed)
+    contend(
+        "relation",
+        relations,
+        lambda body: finetuning.RelationClassifier(body, len(kinds)),
+        lambda rows: finetuning.encode_relations(
+            tokenizer, *([getattr(r, n) for r in rows] for n in ("text", "subject", "object", "label")), kinds),
+        lambda rows, encoded, found: scores.accuracy([kinds.index(r.label) for r in rows], found),
+    )  # fmt: skip
+    contend(
+        "question",
+        labelled.questions(),
+        finetuning.SpanPredictor,
+        lambda rows: finetuning.encode_questions(
+            tokenizer, [r.question for r in rows], [r.context for r in rows], [(r.start, r.end) for r in rows]),
+        lambda rows, encoded, found: sum(
+            scores.answer_f1(r.answer, finetuning.answer_text(one, r.context, span))
+            for r, one, span in zip(rows, encoded, found, strict=True)) / len(rows),
+    )  # fmt: skip
+    record = {
+        "best": best,
+        "score": table,
+        "sizes": SIZES,
+        "seeds": SEEDS,
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{doctor.cpu_name()}, {doctor.allowed_cores()} cores",
+        "torch": torch.__version__.partition("+")[0],
+        "command": "python -m benchmarks.choices",
+    }
+    out = Path(__file__).resolve().parents[1] / "data" / "measured" / "fine_tuning_choices.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(out.name)
+
+
+if __name__ == "__main__":
+    main()
