@@ -526,6 +526,27 @@ for count in COUNTS:
     print(f"{count:4} sentences: token F1 gain, 95 % of draws of countries, {low:.3f} to {high:.3f}")
 
 # %% [markdown]
+# One leak is left. Some sentences stand word for word in the pages of several countries ("chief of state: King ..." for
+# every realm of one crown), so a split by country does not keep them apart. Does the gain live on them?
+
+# %%
+read_before = {row.words for row in names["train"]}
+fresh_rows = [place for place, row in enumerate(test_names) if row.words not in read_before]
+print(f"{len(test_names) - len(fresh_rows)} of {len(test_names)} test sentences stand in training pages, too")
+
+
+def fresh_f1(tags):
+    """Token F1 on the other sentences."""
+    return scores.token_score([gold_tags[place] for place in fresh_rows], [tags[place] for place in fresh_rows]).f1
+
+
+fresh_gain = {}
+for count in COUNTS:
+    pairs = zip(tagged["pretrained", count], tagged["scratch", count])
+    fresh_gain[count] = scores.interval(fresh_f1(a) - fresh_f1(b) for a, b in pairs)
+    print(f"{count:4} sentences: token F1 gain without them {fresh_gain[count]}")
+
+# %% [markdown]
 # ## What is pretraining worth, in labels?
 #
 # Read the curve sideways. Take the score that the pretrained encoder reaches with 50 sentences and ask how many the
@@ -551,6 +572,7 @@ if full:
         lesson.record(f"names-token-gain-{count}", gain["token", count].mean)
         lesson.record(f"names-token-apart-{count}", apart)
         lesson.record(f"names-token-countries-{count}", by_country[count][0])
+        lesson.record(f"names-token-fresh-{count}", fresh_gain[count].mean)
         lesson.record(f"names-entity-gain-{count}", gain["entity", count].mean)
         lesson.record(f"names-entity-pretrained-{count}", mean["pretrained", count][1].mean)
         lesson.record(f"names-entity-scratch-{count}", mean["scratch", count][1].mean)
@@ -565,7 +587,8 @@ if full:
 # %% [markdown]
 # In the stored run: with 50 labelled sentences pretraining is worth {{names-token-gain-50}} of token F1 and
 # {{names-entity-gain-50}} of entity F1; with 800 still {{names-token-gain-800}} and {{names-entity-gain-800}}. Over
-# draws of test countries the token gain stays above {{names-token-countries-50}} and {{names-token-countries-800}}.
+# draws of test countries the token gain stays above {{names-token-countries-50}} and {{names-token-countries-800}};
+# without the sentences that also stand in training pages it is {{names-token-fresh-50}} and {{names-token-fresh-800}}.
 #
 # By token F1, fifty sentences with pretraining do what {{labels-worth}} do without (at least {{labels-worth-low}}, by
 # the lower end of the interval), or {{labels-worth-long}} when the twin trains eight times as long: **that is what some
@@ -575,6 +598,11 @@ if full:
 # the better of the two baselines {{names-entity-dumb-50}}. With 3,200 sentences the twin reaches
 # {{names-entity-scratch-3200}}, and with eight times the steps {{names-entity-long-3200}}: about what fifty sentences
 # gave the pretrained encoder.
+#
+# **Where this holds.** The encoder read the factbook, and the labelled sentences are of the same book, though of other
+# countries. So these are labels *within the domain* of pretraining. For text of another kind do not expect the same:
+# lesson 09 shows how much worse this encoder predicts Python's documentation, and there a network from scratch may do
+# as well. That is why large encoders read text of every kind.
 
 # %% [markdown]
 # ## Four more tasks, one function
