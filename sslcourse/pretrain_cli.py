@@ -1,5 +1,7 @@
 """``python -m sslcourse pretrain --text ... --out DIR``: pretrain on anybody's own text.
 
+Under ``torchrun`` the same command trains in all of its processes at once (``cluster``).
+
 Bad input is found before anything is written and gets one line and exit status 2. What a run writes is in
 ``DIR.partial`` until it is complete, so ``DIR`` is either absent or a whole model.
 """
@@ -53,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=_positive(int), default=32, help="rows a step (default: 32)")
     parser.add_argument("--learning-rate", type=_positive(float), help="default: chosen for the hidden size")
     parser.add_argument("--mask-rate", type=_rate, default=0.3, help="in training (default: 0.3)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+                        help="of the matrix products (default: bf16 where the machine computes in it)")  # fmt: skip
+    parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp",
+                        help="under torchrun: all weights on every rank, or sharded (default: ddp)")  # fmt: skip
+    parser.add_argument("--accumulate", type=_positive(int), default=1, metavar="N",
+                        help="under torchrun: micro-batches a step, exchanged once (default: 1)")  # fmt: skip
     parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument("--evaluations", type=_positive(int), default=10, help="held-out losses shown (default: 10)")
     parser.add_argument("--patience", type=_positive(int), help="stop after this many evaluations without a gain")
@@ -62,11 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the command; the exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `kill` stops it as Ctrl-C does
+    ranked = "RANK" in os.environ
+    name = f"pretrain, rank {os.environ['RANK']}" if ranked else "pretrain"
+    if not ranked:  # `kill` stops it as Ctrl-C does; a rank ends at once, since torchrun waits for it to start anew
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         _run(arguments)
     except (UsageError, ValueError) as error:
-        print(f"pretrain: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if type(error).__name__ == "Diverged":  # by name, since torch may not have been imported
@@ -75,10 +86,10 @@ def main(arguments: argparse.Namespace) -> int:
             reason = "not enough memory for a model of this size; lower --hidden-size, --layers or --vocab-size"
         else:
             raise  # a mistake of ours: it shall be seen
-        print(f"pretrain: {reason}", file=sys.stderr)
+        print(f"{name}: {reason}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"pretrain: {error.strerror or error} ({error.filename or arguments.out})", file=sys.stderr)
+        print(f"{name}: {error.strerror or error} ({error.filename or arguments.out})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         partial = Path(os.path.realpath(arguments.out) + ".partial")
@@ -87,13 +98,21 @@ def main(arguments: argparse.Namespace) -> int:
             if partial.exists()
             else "there was no checkpoint yet, and nothing is left behind"
         )
-        print(f"pretrain: stopped; {kept}", file=sys.stderr)
+        print(f"{name}: stopped; {kept}", file=sys.stderr)
         return 130
     return 0
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    check_out(arguments.out)
+    ranked = "RANK" in os.environ
+    speaks = os.environ.get("RANK", "0") == "0"
+    if speaks:
+        check_out(arguments.out)
+    if not ranked and (arguments.strategy != "ddp" or arguments.accumulate > 1):
+        raise UsageError("--strategy and --accumulate are for several processes; start the command by torchrun "
+                         "--nproc-per-node=N -m sslcourse pretrain ...")  # fmt: skip
+    if ranked and arguments.tensorboard:
+        raise UsageError("--tensorboard is not written by several processes; leave it out")
     texts = [text for path in arguments.text for text in read_texts(path, arguments.field)]
     train, held_out = split(texts, arguments.seed, least=8 * arguments.sequence_length)
 
@@ -119,23 +138,30 @@ def _run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate or default_learning_rate(arguments.hidden_size),
         mask_rate=arguments.mask_rate,
+        precision=arguments.precision,
         seed=arguments.seed,
     )
-    print(f"{len(texts):,} documents, {sum(map(len, texts)):,} characters; {len(held_out):,} documents held out")
-    minutes = None if arguments.steps else (arguments.minutes or 5.0)
-    run = pretrain(
-        train,
-        held_out,
-        recipe,
-        steps=arguments.steps,
-        minutes=minutes,
-        out=arguments.out,
-        resume=arguments.resume,
-        evaluations=min(arguments.evaluations, arguments.steps or arguments.evaluations),
-        patience=arguments.patience,
-        tensorboard=arguments.tensorboard,
-        on_evaluation=_show,
-    )
+    if speaks:
+        print(f"{len(texts):,} documents, {sum(map(len, texts)):,} characters; {len(held_out):,} documents held out")
+    options = {
+        "steps": arguments.steps,
+        "minutes": None if arguments.steps else (arguments.minutes or 5.0),
+        "out": arguments.out,
+        "resume": arguments.resume,
+        "evaluations": min(arguments.evaluations, arguments.steps or arguments.evaluations),
+        "patience": arguments.patience,
+        "on_evaluation": _show,
+    }
+    if ranked:
+        from sslcourse import cluster, distributed
+
+        with distributed.start() as ranks:
+            many = {"ranks": ranks, "strategy": arguments.strategy, "accumulate": arguments.accumulate}
+            run = cluster.pretrain(train, held_out, recipe, **options, **many)
+        if run is None:  # the first rank has said it all
+            return
+    else:
+        run = pretrain(train, held_out, recipe, tensorboard=arguments.tensorboard, **options)
     print(
         f"Best held-out loss {run.loss:.3f} nats a masked token, 15 % masks. Written to {arguments.out}; open it with\n"
         f"  transformers.AutoModelForMaskedLM.from_pretrained({arguments.out!r})"

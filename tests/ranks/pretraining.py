@@ -1,0 +1,57 @@
+"""A small pretraining run, whose ranks may be killed or hang on the way; see test_distributed.py."""
+
+import argparse
+import os
+import random
+import time
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from sslcourse import cluster, distributed
+from sslcourse.pretraining import Recipe
+
+
+def corpus() -> tuple[list[str], list[str]]:
+    draw = random.Random(0)
+    words = [f"w{number}" for number in range(200)]
+    texts = [" ".join(draw.choice(words) for _ in range(60)) for _ in range(60)]
+    return texts[:50], texts[50:]
+
+
+SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 1, "sequence_length": 32}
+RECIPE = Recipe(**SIZES, batch_size=8, precision="fp32")
+
+
+@record
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out")
+    parser.add_argument("--strategy", default="ddp")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--kill", type=int, nargs="*", default=[], help="where the last rank dies, one step a start")
+    parser.add_argument("--stop", type=int, help="step at which all ranks end, as if their time were up")
+    parser.add_argument("--hang", type=int, help="step at which the last rank hangs")
+    parser.add_argument("--timeout", type=float, default=60)
+    parser.add_argument("--resume", action="store_true")
+    given = parser.parse_args()
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+    with distributed.start(timeout=given.timeout, device="cpu") as ranks:
+
+        def on_step(step: int) -> None:
+            last = ranks.rank == ranks.world - 1
+            if step == given.stop or (last and given.kill[attempt : attempt + 1] == [step]):
+                os._exit(9 if step != given.stop else 0)
+            if last and step == given.hang:
+                time.sleep(3600)
+
+        run = cluster.pretrain(
+            *corpus(), RECIPE, ranks=ranks, out=given.out, steps=given.steps, strategy=given.strategy, evaluations=4,
+            resume=given.resume, on_step=on_step,
+        )  # fmt: skip
+        if ranks.first:
+            print(f"{run.stopped} {attempt} {[round(row['loss'], 4) for row in run.history]}")
+
+
+if __name__ == "__main__":
+    main()
