@@ -109,7 +109,7 @@ def _last_words(folder: Path) -> str:
     words = []
     for path in sorted((_attempts(folder) or [folder])[-1].glob("*/std*.log")):
         lines = path.read_text(errors="replace").strip().splitlines()
-        words += [f"rank {path.parent.name}: {lines[-1][:300]}"] if lines else []
+        words += [f"rank {path.parent.name}: {lines[-1][:500]}"] if lines else []
     return "Last lines: " + "; ".join(words) if words else "No rank had printed anything."
 
 
@@ -122,7 +122,8 @@ def _reason(folder: Path, said: str, target: str, port: int | None) -> str:
     if reports:
         _, _, rank, trace = min(reports)
         return f"rank {rank} of {target} failed first:\n{trace.strip()}"
-    return f"{target} failed before a rank could say why:\n{said.strip()[-2000:]}"
+    last = _last_words(folder)
+    return f"{target} failed, and no rank left a traceback. {last}\n{said.strip()[-2000:]}"
 
 
 def _report(folder: Path) -> tuple[bool, float, int, str] | None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from sslcourse import distributed, pretraining
 from sslcourse.distributed import ShardedBatches, share, state_bytes
 from sslcourse.launch import RankFailed, torchrun
+from sslcourse.parallel import ParallelLayer
 
 RANKS = Path(__file__).parent / "ranks"
 
@@ -74,6 +75,20 @@ def test_weights_after_ten_steps_are_those_of_one_process(computed):
     """Adam divides by a gradient's own size: where that is rounding noise, the step is of full length all the same."""
     assert computed["ten_steps"]["sgd fp32"] <= 1e-6
     assert computed["ten_steps"]["adamw fp64"] <= 1e-10
+
+
+def test_a_layer_cut_over_ranks_equals_the_whole_layer(computed):
+    """Output, the input's gradient, and each rank's part of every weight's gradient. 2e-6: sums in another order."""
+    for of_rank in computed["tensor_parallel"]:
+        assert len(of_rank) == 8  # output, input, four matrices, two norms
+        assert max(of_rank.values()) <= 2e-6
+
+
+def test_a_layer_that_does_not_divide_is_refused():
+    from sslcourse.encoder import Layer
+
+    with pytest.raises(ValueError, match="world=3 does not divide the layer's 1 heads"):
+        ParallelLayer(Layer(RECIPE.config(), 0), 0, 3)
 
 
 def test_a_rank_holds_what_the_formula_says(computed):
@@ -331,3 +346,59 @@ def test_impossible_starts_are_refused(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"{name}="):
         torchrun("no.module", **options)
+
+
+# --- the command line under torchrun ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    train_texts, held_out = corpus()
+    path.write_text("\n\n".join(train_texts + held_out), encoding="utf-8")
+    return path
+
+
+SMALL = ["--batch-size", 4, "--sequence-length", 32, "--vocab-size", 200, "--hidden-size", 64, "--layers", 1]
+
+
+def command_line(*arguments, processes=2, **options):
+    return torchrun("sslcourse", "pretrain", *arguments, *SMALL, processes=processes, timeout=240, **options)
+
+
+@pytest.mark.parametrize("options", [(), ("--strategy", "fsdp", "--precision", "bf16", "--accumulate", 2)])
+def test_the_command_works_under_torchrun_as_it_stands(tmp_path, text, options):
+    first, second = command_line("--text", text, "--out", tmp_path / "run", "--steps", 4, "--evaluations", 2, *options)
+    assert first.count("held-out") == 2
+    assert "Best held-out loss" in first
+    assert second == ""
+    from transformers import AutoModelForMaskedLM
+
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "run").config.hidden_size == 64
+
+
+def test_the_command_counts_minutes_by_one_clock(tmp_path, text):
+    first, _ = command_line("--text", text, "--out", tmp_path / "run", "--minutes", 0.02, "--evaluations", 2)
+    assert first.count("held-out") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--text", "nowhere.txt", "--steps", 2), r"pretrain, rank \d: --text nowhere.txt: no such file"),
+        (("--steps", 2, "--tensorboard", "log"), "--tensorboard is not written by several processes"),
+        (("--steps", 2, "--accumulate", 3), "batch_size=4 gives 2 ranks with accumulate=3 less"),
+    ],
+)
+def test_a_command_that_makes_no_sense_is_refused_by_every_rank(tmp_path, text, options, message):
+    options = options if "--text" in options else ("--text", text, *options)
+    with pytest.raises(RankFailed, match=message):
+        command_line("--out", tmp_path / "run", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_for_several_processes_are_refused_without_torchrun(tmp_path, text, capsys):
+    from sslcourse.cli import main
+
+    assert main(["pretrain", "--text", str(text), "--out", str(tmp_path / "run"), "--strategy", "fsdp"]) == 2
+    assert "--nproc-per-node" in capsys.readouterr().err

@@ -17,7 +17,7 @@ FLOOR = {  # a room imports only from lower numbers, or from the teaching side's
     "encoder": 2,
     "checkpoint": 2,
     "pretraining": 3,
-    "pretrain_cli": 6,
+    "pretrain_cli": 7,
     "pretrained": 4,
     "scores": 0,
     "lora": 0,
@@ -26,7 +26,9 @@ FLOOR = {  # a room imports only from lower numbers, or from the teaching side's
     "precision": 4,
     "distributed": 4,
     "launch": 4,
+    "parallel": 4,
     "cluster": 5,
+    "scaling": 6,
     "generalization": 5,
     "doctor": 4,
 }

@@ -14,7 +14,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from sslcourse import distributed
 from sslcourse.cluster import fresh_objective
+from sslcourse.encoder import Layer, rotary_tables
 from sslcourse.masking import IGNORE
+from sslcourse.parallel import ParallelLayer, part_of
 from sslcourse.pretraining import Recipe
 
 SIZE = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "precision": "fp32"}
@@ -130,6 +132,34 @@ def collectives(ranks):
     return everyone
 
 
+def tensor_parallel(ranks):
+    """One layer over all ranks beside the whole layer: outputs, and the gradients of input and of every weight."""
+    heads = 2 * ranks.world
+    sizes = {"hidden_size": 16 * heads, "intermediate_size": 24 * ranks.world, "heads": heads}
+    config = Recipe(**SIZE | sizes).config()
+    torch.manual_seed(0)
+    layer = Layer(config, index=1)
+    for weight in layer.parameters():
+        torch.nn.init.normal_(weight, std=0.1)  # a layer starts with zeros, in which nothing could be seen
+    part = ParallelLayer(layer, ranks.rank, ranks.world)
+    x = torch.randn(2, 9, config.hidden_size)
+    rotary = rotary_tables(torch.arange(9)[None], 16, 10_000.0)
+    mask = (torch.arange(9) < torch.tensor([[9], [6]]))[:, None, None]
+    inputs = [x.clone().requires_grad_(True) for _ in range(2)]
+    outputs = [module(one, rotary, mask) for module, one in zip((layer, part), inputs, strict=True)]
+    weights = torch.randn_like(x)
+    for output in outputs:
+        (output * weights).sum().backward()
+    found = {"output": float((outputs[0] - outputs[1]).abs().max() / outputs[0].abs().max())}
+    found["input"] = float((inputs[0].grad - inputs[1].grad).abs().max() / inputs[0].grad.abs().max())
+    for name, weight in layer.named_parameters():
+        wanted = part_of(name, weight.grad, heads, ranks.rank, ranks.world)
+        found[name] = float((part.layer.get_parameter(name).grad - wanted).abs().max() / weight.grad.abs().max())
+    everyone = [None] * ranks.world
+    dist.all_gather_object(everyone, found)
+    return everyone
+
+
 def memory(ranks):
     """Bytes that a rank holds after one step, sharded and not."""
     found = {}
@@ -149,11 +179,14 @@ def memory(ranks):
     return everyone
 
 
+PARTS = (collectives, data_parallel, ten_steps, tensor_parallel, memory)
+
+
 @record
 def main() -> None:
     torch.set_num_threads(1)
     with distributed.start(timeout=60, device="cpu") as ranks:
-        parts = {part.__name__: part(ranks) for part in (collectives, data_parallel, ten_steps, memory)}
+        parts = {part.__name__: part(ranks) for part in PARTS}
         if ranks.first:
             json.dump(parts, sys.stdout)
 
