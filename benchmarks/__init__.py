@@ -1,1 +1,30 @@
 """Side-by-side measurements; ``python -m benchmarks`` runs them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+MEASURED = Path(__file__).resolve().parents[1] / "data" / "measured"
+
+
+def store(name: str, command: str, figures: dict[str, Any]) -> None:
+    """Write ``data/measured/<name>.json``: the figures, and where, when and by which command they were measured."""
+    import torch
+    import transformers
+
+    from sslcourse import doctor
+
+    origin = {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{doctor.cpu_name()}, {doctor.allowed_cores()} cores",
+        "torch": torch.__version__.partition("+")[0],
+        "transformers": transformers.__version__,
+        "command": command,
+    }
+    MEASURED.mkdir(parents=True, exist_ok=True)
+    out = MEASURED / f"{name}.json"
+    out.write_text(json.dumps(figures | origin, indent=1) + "\n", encoding="utf-8")
+    print(out.name)

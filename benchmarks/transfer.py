@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import importlib.util
-import json
 import random
 import sys
 from collections.abc import Callable
@@ -25,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import transformers
 
-from sslcourse import doctor, finetuning, labelled, pretrained, scores
+from benchmarks import store
+from sslcourse import finetuning, labelled, pretrained, scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -106,24 +104,17 @@ def main(arguments: list[str] | None = None) -> int:
         curve[count] = [f1(fresh, tokenizer, names, "test", seed=seed, **settings) for seed in range(given.seeds)]
         print(count, curve[count], flush=True)
     name = Path(given.encoder).name + ("" if given.steps == STEPS else f"_{given.steps}_steps")
-    record = {
+    command = (f"python -m benchmarks.transfer --encoder {Path(given.encoder).name} --seeds {given.seeds} "
+               f"--steps {given.steps} --counts {' '.join(map(str, given.counts))}")  # fmt: skip
+    figures = {
         "encoder": Path(given.encoder).name,
         "weights": sum(weight.numel() for weight in body.parameters()),
         "learning_rate": rate,
         "steps": given.steps,
         "token_f1": {count: [token for token, _ in runs] for count, runs in curve.items()},
         "entity_f1": {count: [entity for _, entity in runs] for count, runs in curve.items()},
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{doctor.cpu_name()}, {doctor.allowed_cores()} cores",
-        "torch": torch.__version__.partition("+")[0],
-        "transformers": transformers.__version__,
-        "command": f"python -m benchmarks.transfer --encoder {Path(given.encoder).name} --seeds {given.seeds} "
-                   f"--steps {given.steps} --counts {' '.join(map(str, given.counts))}",
     }
-    out = Path(__file__).resolve().parents[1] / "data" / "measured" / f"{name}_label_efficiency.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(out.name)
+    store(f"{name}_label_efficiency", command, figures)
     return 0
 
 

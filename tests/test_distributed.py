@@ -36,7 +36,7 @@ def same_bits(a, b):
 
 @pytest.fixture(scope="module", params=[2, 3])
 def computed(request):
-    said = torchrun(RANKS / "equalities.py", processes=request.param, timeout=240)
+    said = torchrun("sslcourse.equalities", processes=request.param, timeout=240)
     assert said[1:] == [""] * (request.param - 1)
     return json.loads(said[0])
 
@@ -336,7 +336,7 @@ def test_a_port_in_use_is_named():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(RankFailed, match=f"port={port} is in use"):
-            torchrun(RANKS / "equalities.py", port=port, timeout=60)
+            torchrun("sslcourse.equalities", port=port, timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ FLOOR = {  # a room imports only from lower numbers, or from the teaching side's
     "parallel": 4,
     "cluster": 5,
     "scaling": 6,
+    "equalities": 6,
     "generalization": 5,
     "doctor": 4,
 }

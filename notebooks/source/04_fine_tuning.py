@@ -348,7 +348,7 @@ print(f"stored: {choices['date']}, {choices['machine']}, `{choices['command']}`;
 for name, tried in choices["score"].items():
     listed = ", ".join(f"{value}: {sum(found) / len(found):.3f}" for value, found in tried.items())
     print(f"{name:21s} {listed} -> {choices['best'][name]:g}")
-RATE = {what: choices["best"][f"names, {what}"] for what in ("pretrained", "scratch", "LoRA", "head alone")}
+RATE = {what: choices["best"][f"names, {what}"] for what in ("pretrained", "scratch")}
 
 # %%
 test_names = names["test"][: lesson.choose(quick=60, full=None)]
@@ -361,9 +361,9 @@ def steps_for(count):
     return lesson.choose(quick=6, full=max(150, count // 16))
 
 
-def settings_for(steps, rate, seed):
+def settings_for(steps, rate, seed, batch=16):
     """All runs of this lesson are in fp32: at this size bf16 gains no time, and older machines get the same numbers."""
-    return Settings(steps, learning_rate=rate, seed=seed, precision="fp32")
+    return Settings(steps, batch_size=batch, learning_rate=rate, seed=seed, precision="fp32")
 
 
 def name_f1(tags):
@@ -767,12 +767,12 @@ def most_frequent(rows, test):
     return [Counter(row.label for row in rows).most_common(1)[0][0]] * len(test)
 
 
-def class_task(load, head, encode, view, count, steps):
+def class_task(load, head, encode, view):
     """Everything the comparison needs for a task with one class an example."""
     data = load()
     classes = labelled.label_names(data["train"])
     return {
-        "train": data["train"], "test": data["test"], "count": count, "steps": steps, "measure": class_measures,
+        "train": data["train"], "test": data["test"], "measure": class_measures,
         "model": lambda body: head(body, len(classes)),
         "encode": lambda rows: encode(rows, classes),
         "decode": lambda rows, encoded, found: [classes[one] for one in found],
@@ -801,19 +801,18 @@ def cut_out(rows, encoded, spans):
 
 
 # %% [markdown]
-# Learning rates come from the stored search, as above (with up to half as many steps again, to leave time here); both
-# twins get the same number of steps.
+# How many labels, how many steps and which learning rates: all from the stored search, as above. Both twins get the
+# same labels, the same steps and the same size of batch.
 
 # %%
 asked = labelled.questions()
 text, pair = finetuning.SequenceClassifier, finetuning.RelationClassifier
 tasks = {
-    "section": class_task(labelled.sections, text, encode_class, first_tokens, count=100, steps=80),
-    "region": class_task(labelled.regions, text, encode_class, first_tokens, count=800, steps=200),
-    "relation": class_task(labelled.relations, pair, encode_relation, around, count=800, steps=200),
+    "section": class_task(labelled.sections, text, encode_class, first_tokens),
+    "region": class_task(labelled.regions, text, encode_class, first_tokens),
+    "relation": class_task(labelled.relations, pair, encode_relation, around),
     "question": {
         "train": asked["train"], "test": asked["test"], "measure": answer_measures,
-        "count": 3200, "steps": 250,
         "model": finetuning.SpanPredictor, "encode": encode_question, "decode": cut_out,
         "baselines": {
             "constant": lambda rows, test: [full_stops(row.context)[0] for row in test],
@@ -826,16 +825,16 @@ tasks["relation"]["baselines"]["TF-IDF, told"] = lambda rows, test: tfidf(own_li
 # %%
 def compare(name, seed):
     """Both measures of each contender at one seed."""
-    task = tasks[name]
-    rows = labelled_sample(task["train"], lesson.choose(quick=48, full=task["count"]), seed)
+    task, size = tasks[name], choices["sizes"][name]
+    rows = labelled_sample(task["train"], lesson.choose(quick=48, full=size["labels"]), seed)
     test = labelled_sample(task["test"], lesson.choose(quick=24, full=400), seed=0)
     encoded, encoded_test = task["encode"](rows), task["encode"](test)
     answers = {what: baseline(rows, test) for what, baseline in task["baselines"].items()}
-    steps = lesson.choose(quick=6, full=task["steps"])
+    steps = lesson.choose(quick=6, full=size["steps"])
     for what in ("scratch", "pretrained"):
         torch.manual_seed(seed)
         model = task["model"](start_from(what, seed))
-        fit(model, encoded, settings_for(steps, choices["best"][f"{name}, {what}"], seed))
+        fit(model, encoded, settings_for(steps, choices["best"][f"{name}, {what}"], seed, size["batch"]))
         answers[what] = task["decode"](test, encoded_test, predict(model, encoded_test))
     return {what: task["measure"](test, of_what) for what, of_what in answers.items()}
 
@@ -852,7 +851,7 @@ table, second = ({name: {what: scores.interval([one[what][which] for one in of_s
 gains = {name: [lead(of_seed, ["scratch"], which) for which in (0, 1)] for name, of_seed in results.items()}
 for name in tasks:
     measures = ("F1", "exact match") if name == "question" else ("accuracy", "macro F1")
-    print(f"{name}, {tasks[name]['count']:,} labels: {measures[0]}, {measures[1]}")
+    print(f"{name}, {choices['sizes'][name]['labels']:,} labels: {measures[0]}, {measures[1]}")
     for what in table[name]:
         print(f"    {what:14s} {table[name][what]}   {second[name][what]}")
     print(f"    {'gain':14s} {gains[name][0]}   {gains[name][1]}   (pretrained less scratch, paired)")
@@ -867,7 +866,7 @@ for place, (what, (marker, colour)) in enumerate(LOOK.items()):
     reach = [[p.mean - p.low for p in points], [p.high - p.mean for p in points]]
     axis.errorbar([index + 0.12 * (place - 2) for index in having], [p.mean for p in points], yerr=reach, fmt=marker,
                   color=colour, capsize=3, label=what)  # fmt: skip
-axis.set_xticks(range(len(tasks)), [f"{name}\n{tasks[name]['count']:,} labels" for name in tasks])
+axis.set_xticks(range(len(tasks)), [f"{name}\n{choices['sizes'][name]['labels']:,} labels" for name in tasks])
 axis.set(ylabel="accuracy (question: answer F1)", xlabel="task", ylim=(0, 1.02))
 axis.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, 1.14), fontsize=9)
 plots.show(
@@ -1022,8 +1021,8 @@ check("4.5", merge)
 # <details><summary>Hint 2</summary>The rank is the number of rows of <code>a</code>.</details>
 
 # %% [markdown]
-# What does it cost, and what does it save? Names again, with 200 sentences: all weights trained, LoRA by our lines and
-# by the library, and the head alone on a frozen body. Each has its rate from the stored search.
+# What does it cost, and what does it save? Names again, 100 steps on 200 sentences: all weights trained, LoRA by our
+# lines and by the library, and the head alone on a frozen body. Each has its rate from the stored search.
 
 
 # %%
@@ -1040,12 +1039,13 @@ def adapted(kind, seed):
     return model
 
 
-def adapt(kind, seed, count=200):
+def adapt(kind, seed):
     """(entity F1, seconds, weights trained)."""
-    model, rate = adapted(kind, seed), RATE[{"everything": "pretrained", "LoRA, peft": "LoRA"}.get(kind, kind)]
-    sample = encode_names(labelled_sample(names["train"], count, seed))
+    model, rate = adapted(kind, seed), choices["best"][f"adapters, {kind.removesuffix(', peft')}"]
+    size = choices["sizes"]["adapters"]
+    sample = encode_names(labelled_sample(names["train"], size["labels"], seed))
     began = time.perf_counter()
-    fit(model, sample, settings_for(steps_for(count), rate, seed))
+    fit(model, sample, settings_for(lesson.choose(quick=6, full=size["steps"]), rate, seed))
     seconds = time.perf_counter() - began
     tags = [[TAGS[tag] for tag in row] for row in predict(model, test_encoded)]
     return name_f1(tags)[1], seconds, finetuning.trained_parameters(model)

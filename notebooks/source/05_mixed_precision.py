@@ -1265,11 +1265,14 @@ for kind, colour, marker in (("fp32", plots.COLOURS[0], "o"), (half, plots.COLOU
     axis.text(0.07, peaks[kind] / 1e9, f"peak {kind}", va="bottom", color=colour)
     of_kind = [point for (_, one), point in points.items() if one == kind]
     axis.plot(*zip(*((at, rate / 1e9) for at, rate in of_kind), strict=True), marker, color=colour, label=kind)
-for (name, kind), (at, rate) in points.items():
-    other = points[name, half]
-    if kind == "fp32":  # a line from one type to the other, and the name beside it
-        axis.plot([at, other[0]], [rate / 1e9, other[1] / 1e9], color="grey", linewidth=0.6)
-        axis.annotate(name, (at, rate / 1e9), fontsize=8, xytext=(-6, -12), textcoords="offset points", ha="right")
+BESIDE = {  # points from the fp32 point, so that names of neighbours do not meet
+    "residual": (8, 2, "left"), "SiLU gate": (-8, 4, "right"), "log-softmax": (0, -16, "center"),
+    "LayerNorm": (-2, 10, "left"), "Wqkv": (-8, 2, "right"), "decoder": (2, -14, "left"), "attention": (-8, 4, "right"),
+}  # fmt: skip
+for name, (right, up, align) in BESIDE.items():  # a line from one type to the other
+    (at, rate), other = points[name, "fp32"], points[name, half]
+    axis.plot([at, other[0]], [rate / 1e9, other[1] / 1e9], color="grey", linewidth=0.6)
+    axis.annotate(name, (at, rate / 1e9), fontsize=8, xytext=(right, up), textcoords="offset points", ha=align)
 axis.set(xlabel="arithmetic intensity (operations per byte)", ylabel="GFLOP/s", title="Roofline of the main operations")
 axis.legend(loc="lower right")
 plots.show(figure, alt="Roofline plot, circles for fp32 and squares for the 16-bit type, a thin line from one to the "

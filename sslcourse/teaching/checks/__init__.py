@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ MODULES = {
     "3": "mlm_pretraining",
     "4": "fine_tuning",
     "5": "mixed_precision",
+    "6": "distributed_training",
     "9": "generalization",
 }
 
@@ -110,8 +111,9 @@ class Answer:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         before = copy.deepcopy((args, kwargs))
+        given = {one.__code__ for one in (*args, *kwargs.values()) if hasattr(one, "__code__")}
         try:
-            with _watch(self.forbidden) as shortcuts:
+            with _watch(self.forbidden, given) as shortcuts:
                 result = self.function(*args, **kwargs)
         except Exception as error:
             if not shortcuts:
@@ -258,14 +260,18 @@ def _near(value: torch.Tensor, want: torch.Tensor, rtol: float, atol: float) -> 
 
 
 @contextmanager
-def _watch(forbidden: tuple[str, ...]) -> Iterator[list[str]]:
-    """Notice, while the answer runs, a call into this package or to a forbidden library function."""
+def _watch(forbidden: tuple[str, ...], given: set[CodeType]) -> Iterator[list[str]]:
+    """Notice, while the answer runs, a call into this package or to a forbidden library function.
+
+    What the grader itself hands to the answer, to be called, is ``given``, and allowed.
+    """
     found: list[str] = []
     before = sys.getprofile()
 
     def notice(frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(PACKAGE) and code.co_filename != __file__:
+        ours = code.co_filename.startswith(PACKAGE) and code.co_filename != __file__
+        if event == "call" and ours and code not in given:
             found.append(f"your function calls sslcourse ({code.co_name}); the exercise is to write it yourself")
         name = code.co_name if event == "call" else getattr(argument, "__name__", "") if event == "c_call" else ""
         if name in forbidden:

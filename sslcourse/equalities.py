@@ -1,15 +1,24 @@
 """What N ranks compute, beside what one computes on the whole batch; the first rank prints the differences as JSON.
 
-Run by torchrun, see test_distributed.py. Every rank builds the whole batch itself, and one process's
-gradients from it.
+    torchrun --nproc-per-node=3 -m sslcourse.equalities --seed 1
+    torchrun --nproc-per-node=2 -m sslcourse.equalities data_parallel memory
+
+Every rank builds the whole batch itself, and from it the gradients that one process would have, so that nothing needs
+to be sent to compare. Lesson 06 shows these numbers, and the tests hold them to their bounds.
 """
 
+from __future__ import annotations
+
+import argparse
 import copy
 import json
-import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from sslcourse import distributed
@@ -19,11 +28,14 @@ from sslcourse.masking import IGNORE
 from sslcourse.parallel import ParallelLayer, part_of
 from sslcourse.pretraining import Recipe
 
-SIZE = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "precision": "fp32"}
+if TYPE_CHECKING:
+    from sslcourse.distributed import Objective, Ranks
+
+SMALL = Recipe(vocab_size=100, hidden_size=32, intermediate_size=64, layers=2, heads=2, precision="fp32")
 
 
-def unequal_batch(rows: int, world: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows with very unequal numbers of masked tokens; every row of the last rank has none."""
+def unequal_batch(rows: int, world: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(inputs, labels) with very unequal numbers of masked tokens; of several ranks the last has none at all."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 100, (rows, 16), generator=generator)
     labels = torch.full_like(ids, IGNORE)
@@ -33,24 +45,26 @@ def unequal_batch(rows: int, world: int, seed: int = 0) -> tuple[torch.Tensor, t
     return ids, labels
 
 
-def one_process(objective, ids, labels):
-    """Gradients of the mean over all masked tokens."""
+def one_process(objective: Objective, ids: Tensor, labels: Tensor) -> float:
+    """Gradients of the mean over all masked tokens, without any other rank; the mean."""
     loss, _ = objective(ids, labels)
     (loss / (labels != IGNORE).sum()).backward()
     return float(loss.detach()) / int((labels != IGNORE).sum())
 
 
-def gap(model, reference, of=lambda tensor: tensor.grad):
-    """Largest difference over all parameters, as a share of the largest number."""
-    pairs = [(distributed.whole(of(a)), of(b)) for a, b in zip(model.parameters(), reference.parameters(), strict=True)]
+def gap(model: nn.Module, reference: nn.Module) -> float:
+    """Largest difference of two models' gradients, as a share of the largest gradient."""
+    both = zip(model.parameters(), reference.parameters(), strict=True)
+    pairs = [(distributed.whole(a.grad), b.grad) for a, b in both]
     largest = max(float(b.abs().max()) for _, b in pairs)
     return max(float((a - b).abs().max()) for a, b in pairs) / largest
 
 
-def data_parallel(ranks):
+def data_parallel(ranks: Ranks, seed: int) -> dict[str, float]:
+    """Gradients by hand, by DDP and by FSDP2, with and without accumulation; and those of the mean of means."""
     found = {}
-    recipe = Recipe(**SIZE)
-    ids, labels = unequal_batch(7, ranks.world)  # 7 rows: shares of unequal length, too
+    recipe = replace(SMALL, seed=seed)
+    ids, labels = unequal_batch(2 * ranks.world + 1, ranks.world, seed)  # shares of unequal length, too
     mine = [distributed.share(tensor, ranks.rank, ranks.world) for tensor in (ids, labels)]
     reference = fresh_objective(recipe, ranks.device)
     whole_loss = one_process(reference, ids, labels)
@@ -80,7 +94,7 @@ def data_parallel(ranks):
     return found
 
 
-def ten_steps(ranks):
+def ten_steps(ranks: Ranks, seed: int) -> dict[str, float]:
     """Weights after ten steps: SGD in fp32, AdamW in fp64 and, to show why, in fp32."""
     found = {}
     cases = {
@@ -89,12 +103,12 @@ def ten_steps(ranks):
         "adamw fp32": (torch.float32, lambda p: torch.optim.AdamW(p, lr=1e-3)),
     }
     for name, (dtype, make) in cases.items():
-        start = fresh_objective(Recipe(**SIZE), ranks.device).to(dtype)
+        start = fresh_objective(replace(SMALL, seed=seed), ranks.device).to(dtype)
         objective, reference = copy.deepcopy(start), copy.deepcopy(start)
         wrapped = distributed.wrap(objective, "ddp", ranks)
         optimizers = make(objective.parameters()), make(reference.parameters())
         for step in range(10):
-            ids, labels = unequal_batch(7, ranks.world, seed=step)
+            ids, labels = unequal_batch(2 * ranks.world + 1, ranks.world, seed=1000 * seed + step)
             mine = [distributed.share(tensor, ranks.rank, ranks.world) for tensor in (ids, labels)]
             for optimizer in optimizers:
                 optimizer.zero_grad()
@@ -107,12 +121,12 @@ def ten_steps(ranks):
     return found
 
 
-def collectives(ranks):
+def collectives(ranks: Ranks, seed: int) -> list[dict[str, Any]]:
     """Rings beside torch.distributed's own; whole numbers, so that sums are exact in any order."""
     found = {"all-reduce": True, "reduce-scatter": True, "bytes": []}
     for size in (0, 1, 2, 7, 12, 1200):
         for dtype in (torch.float32, torch.float64, torch.int64):
-            mine = (torch.arange(size) * (ranks.rank + 1)).to(dtype)
+            mine = ((torch.arange(size) + seed) * (ranks.rank + 1)).to(dtype)
             theirs, part = mine.clone(), mine.clone()
             dist.all_reduce(theirs)
             kept, _ = distributed.ring_reduce_scatter(part)
@@ -127,17 +141,15 @@ def collectives(ranks):
         distributed.ring_all_reduce(square)
     except ValueError as error:
         found["not contiguous"] = str(error)
-    everyone = [None] * ranks.world
-    dist.all_gather_object(everyone, found)
-    return everyone
+    return _of_every_rank(found)
 
 
-def tensor_parallel(ranks):
+def tensor_parallel(ranks: Ranks, seed: int) -> list[dict[str, float]]:
     """One layer over all ranks beside the whole layer: outputs, and the gradients of input and of every weight."""
     heads = 2 * ranks.world
     sizes = {"hidden_size": 16 * heads, "intermediate_size": 24 * ranks.world, "heads": heads}
-    config = Recipe(**SIZE | sizes).config()
-    torch.manual_seed(0)
+    config = replace(SMALL, **sizes).config()
+    torch.manual_seed(seed)
     layer = Layer(config, index=1)
     for weight in layer.parameters():
         torch.nn.init.normal_(weight, std=0.1)  # a layer starts with zeros, in which nothing could be seen
@@ -155,40 +167,53 @@ def tensor_parallel(ranks):
     for name, weight in layer.named_parameters():
         wanted = part_of(name, weight.grad, heads, ranks.rank, ranks.world)
         found[name] = float((part.layer.get_parameter(name).grad - wanted).abs().max() / weight.grad.abs().max())
-    everyone = [None] * ranks.world
-    dist.all_gather_object(everyone, found)
-    return everyone
+    return _of_every_rank(found)
 
 
-def memory(ranks):
-    """Bytes that a rank holds after one step, sharded and not."""
+def memory(ranks: Ranks, seed: int) -> list[dict[str, float]]:
+    """Bytes that a rank holds after one step, as a share of the formula's, sharded and not."""
     found = {}
     for strategy in distributed.STRATEGIES:
-        objective = fresh_objective(Recipe(**SIZE), ranks.device)
+        objective = fresh_objective(SMALL, ranks.device)
         weights = sum(weight.numel() for weight in objective.parameters())
         wrapped = distributed.wrap(objective, strategy, ranks)
         optimizer = torch.optim.AdamW(objective.parameters())
-        mine = [distributed.share(tensor, ranks.rank, ranks.world) for tensor in unequal_batch(6, ranks.world)]
+        mine = [
+            distributed.share(tensor, ranks.rank, ranks.world)
+            for tensor in unequal_batch(2 * ranks.world, ranks.world, seed)
+        ]
         distributed.backward(wrapped, [mine])
         optimizer.step()
         held = sum(distributed.held_bytes(objective, optimizer).values())
         stage = {"ddp": 0, "fsdp": 3}[strategy]
         found[strategy] = held / distributed.state_bytes(weights, ranks.world, stage)
-    everyone = [None] * ranks.world
+    return _of_every_rank(found)
+
+
+def _of_every_rank(found: dict) -> list[dict]:
+    everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, found)
     return everyone
 
 
-PARTS = (collectives, data_parallel, ten_steps, tensor_parallel, memory)
+PARTS: dict[str, Callable[[Ranks, int], Any]] = {
+    part.__name__: part for part in (collectives, data_parallel, ten_steps, tensor_parallel, memory)
+}
 
 
 @record
 def main() -> None:
-    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(prog="torchrun ... -m sslcourse.equalities", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    given = parser.parse_args()
+    for part in given.parts:
+        if part not in PARTS:
+            parser.error(f"there is no part {part!r}; choose {', '.join(PARTS)}")
     with distributed.start(timeout=60, device="cpu") as ranks:
-        parts = {part.__name__: part(ranks) for part in PARTS}
+        found = {part: PARTS[part](ranks, given.seed) for part in given.parts or PARTS}
         if ranks.first:
-            json.dump(parts, sys.stdout)
+            print(json.dumps(found))
 
 
 if __name__ == "__main__":
