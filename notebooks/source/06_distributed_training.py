@@ -91,10 +91,10 @@ for turn in range(2 * (world - 1)):
 assert all(part == {0, 1, 2} for of_rank in holds for part in of_rank)
 
 # %% tags=["cover"]
-figure, axes = plt.subplots(1, len(history), figsize=(12, 2.6))
+figure, axes = plt.subplots(1, len(history), figsize=(12, 3))
 for turn, (axis, state) in enumerate(zip(axes, history)):
     done = [[len(text) == 5 for text in of_rank] for of_rank in state]
-    axis.imshow(np.array(done, dtype=float), cmap="Blues", vmin=0, vmax=3)
+    axis.imshow(np.array(done, dtype=float), cmap="Blues", vmin=0, vmax=3, aspect="auto")
     for rank in range(world):
         for part in range(world):
             axis.text(part, rank, state[rank][part], ha="center", va="center", fontsize=10)
@@ -131,9 +131,10 @@ plots.show(
 def reduce_scatter(rank, world, parts, exchange):
     """Part (rank + 1) % world, summed over all ranks.
 
-    parts: this rank's own ``world`` tensors of equal shape; leave them as they are. exchange(tensor) -> tensor must be
-    called exactly world - 1 times, with one part each time (world may be 1). At turn t = 0, 1, ... a rank sends part
-    (rank - t) % world, with all that has been added to it so far, and so receives part (rank - t - 1) % world.
+    parts: a list of this rank's own ``world`` tensors of one shape, whatever that is; leave the list and the tensors as
+    they are. exchange(tensor) -> tensor must be called exactly world - 1 times, with one part each time (world may be
+    1). At turn t = 0, 1, ... a rank sends part (rank - t) % world, with all that has been added to it so far, and so
+    receives part (rank - t - 1) % world.
     """
     ### BEGIN SOLUTION
     going = parts[rank]
@@ -196,7 +197,7 @@ def rank_loss(loss_sum, count, world, total):
 
     loss_sum: sum of the losses at this rank's masked tokens, a tensor with a graph. count: how many there are; 0 is
     possible (loss_sum is then 0, and its graph gives zeros). world: number of ranks. total(number) -> its sum over all
-    ranks, to be called exactly once on each; at least one rank has a masked token.
+    ranks, a float; call it exactly once on every rank, with the count. At least one rank has a masked token.
     """
     ### BEGIN SOLUTION
     return loss_sum * world / total(count)
@@ -271,9 +272,9 @@ lesson.record("adamw-weights-32", max(one["adamw fp32"] for one in steps))
 def my_rows(order, batch_size, step, rank, world):
     """The rows of global batch number ``step`` that belong to ``rank``, a list, maybe empty.
 
-    order: this epoch's shuffled row numbers, the same list on every rank. The global batch is the next ``batch_size``
-    of them; the last batch may be smaller. Every row of it goes to exactly one rank, and the ranks' shares differ by
-    one row at most.
+    order: this epoch's shuffled row numbers, the same list on every rank; leave it as it is. The global batch is the
+    next ``batch_size`` of them; the last batch may be smaller. Every row of it goes to exactly one rank, whichever, and
+    the ranks' shares differ by one row at most.
     """
     ### BEGIN SOLUTION
     return order[step * batch_size : (step + 1) * batch_size][rank::world]
@@ -356,7 +357,7 @@ def bytes_a_rank(weights, world, stage):
     """Bytes that one rank holds for weights, gradients and AdamW's state, all in fp32; activations are not counted.
 
     weights: how many there are. stage 0 shards nothing; 1 the optimiser's state (AdamW keeps two numbers a weight); 2
-    gradients, too; 3 weights, too. What is sharded is divided evenly among ``world`` ranks.
+    gradients, too; 3 weights, too. What is sharded is divided evenly among ``world`` ranks; do not round.
     """
     ### BEGIN SOLUTION
     total = 0
@@ -623,6 +624,10 @@ for world, marker in zip(sorted({one["world"] for one in measured}), "osD^"):
 axis.loglog(1e3 * held_back["seconds"], 1e3 * predicted(held_back), "*k", markersize=16, label="held back")
 ends = [1e3 * min(one["seconds"] for one in measured), 1e3 * max(one["seconds"] for one in measured)]
 axis.loglog(ends, ends, color="grey", linewidth=1)
+ticks = [tick for tick in (5, 10, 20, 50, 100, 200, 500, 1000, 2000) if ends[0] / 2 < tick < 2 * ends[1]]
+axis.set_xticks(ticks, ticks)
+axis.set_yticks(ticks, ticks)
+axis.minorticks_off()
 axis.set(xlabel="measured (ms a step)", ylabel="predicted (ms a step)")
 axis.legend()
 plots.show(

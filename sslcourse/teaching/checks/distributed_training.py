@@ -76,8 +76,8 @@ def _on_ring(answer: Answer, parts: list[list[Tensor]]) -> tuple[list[Any], Ring
 def reduce_scatter(answer: Answer, rng: Rng) -> None:
     """(rank, world, parts, exchange) -> part (rank + 1) % world, summed over ranks."""
     for world in (1, 2, 3, rng.integer(4, 6)):
-        size = rng.integer(1, 4)
-        parts = [[rng.integers(-50, 50, size).double() for _ in range(world)] for _ in range(world)]
+        shape = rng.python.choice([(rng.integer(1, 4),), (2, rng.integer(1, 3)), ()]) if world > 2 else (3, 2)
+        parts = [[rng.integers(-50, 50, *shape).double() for _ in range(world)] for _ in range(world)]
         before = [[part.clone() for part in of_rank] for of_rank in parts]
         results, ring = _on_ring(answer, parts)
         true(same(parts, before), "your function changed one of its parts in place; add into new tensors")
@@ -154,8 +154,7 @@ def my_rows(answer: Answer, rng: Rng) -> None:
             where = f"rows={rows}, {batch_size=}, {world=}, step {step}"
             for rank in range(world):
                 got = answer(list(order), batch_size, step, rank, world)
-                got = got.tolist() if isinstance(got, Tensor) else got
-                true(isinstance(got, (list, tuple)), f"return a list of rows, got {type(got).__name__}")
+                true(isinstance(got, list), f"return a list of rows, got {type(got).__name__}")
                 shares.append(list(got))
             batch = [row for share in shares for row in share]
             want = order[step * batch_size : (step + 1) * batch_size]
@@ -177,7 +176,7 @@ def my_rows(answer: Answer, rng: Rng) -> None:
 def bytes_a_rank(answer: Answer, rng: Rng) -> None:
     """(weights, world, stage) -> bytes for weights, gradients and AdamW's moments in fp32."""
     # with one rank, or nothing sharded, some mistakes look alike; so those come last
-    cases = [(rng.integer(1, 50) * 10**6, rng.integer(5, 64), stage) for stage in (1, 2, 3, 3, 0)]
+    cases = [(rng.integer(10**6, 10**8), rng.integer(5, 64), stage) for stage in (1, 2, 3, 3, 0)]
     cases += [(1_000_000, 1, stage) for stage in range(4)]
     for weights, world, stage in cases:
         got = answer(weights, world, stage)
@@ -198,4 +197,4 @@ def bytes_a_rank(answer: Answer, rng: Rng) -> None:
             "4 bytes a number in fp32, not 2": held(stage) / 2,
             "that is for all ranks together; divide what is sharded by world": held(0) * world,
         }  # fmt: skip
-        close(got, held(stage), f"the number of bytes for {where}", rtol=1e-9, atol=0.5, mistakes=mistakes)
+        close(got, held(stage), f"the number of bytes for {where}", rtol=1e-12, atol=1e-6, mistakes=mistakes)
