@@ -444,10 +444,6 @@ def r62_mean_count(loss_sum, count, world, total):
     return loss_sum / (total(count) / world)
 
 
-def r62_shares_summed(loss_sum, count, world, total):
-    return loss_sum / total(count / world)
-
-
 def r62_summed_in_a_loop(loss_sum, count, world, total):
     everywhere = total(count)
     loss = torch.zeros_like(loss_sum)
@@ -984,7 +980,6 @@ RIGHT = {
     "6.2": {
         "scale first": r62_scale_first,
         "mean count": r62_mean_count,
-        "shares summed": r62_shares_summed,
         "summed in a loop": r62_summed_in_a_loop,
         "empty rank apart": r62_empty_rank_apart,
         "torch div": r62_torch_div,

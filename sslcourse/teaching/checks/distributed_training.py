@@ -78,6 +78,7 @@ def reduce_scatter(answer: Answer, rng: Rng) -> None:
     for world in (1, 2, 3, rng.integer(4, 6)):
         shape = rng.python.choice([(rng.integer(1, 4),), (2, rng.integer(1, 3)), ()]) if world > 2 else (3, 2)
         parts = [[rng.integers(-50, 50, *shape).double() for _ in range(world)] for _ in range(world)]
+        parts[0][0] = torch.zeros_like(parts[0][0])  # is sent like any other
         before = [[part.clone() for part in of_rank] for of_rank in parts]
         results, ring = _on_ring(answer, parts)
         true(same(parts, before), "your function changed one of its parts in place; add into new tensors")
@@ -102,7 +103,7 @@ def reduce_scatter(answer: Answer, rng: Rng) -> None:
 @grader("6.2")
 def rank_loss(answer: Answer, rng: Rng) -> None:
     """(loss_sum, count, world, total) -> what this rank calls backward on."""
-    cases = [[3, 5], [4, 0], [1, 9, 2], [0, 7, 0, 2], [rng.integer(1, 9) for _ in range(rng.integer(2, 5))]]
+    cases = [[5], [3, 5], [4, 0], [1, 9, 2], [0, 7, 0, 2], [rng.integer(1, 9) for _ in range(rng.integer(2, 5))]]
     for counts in cases:
         world, everywhere = len(counts), sum(counts)
         directions = [rng.normal(4, dtype=torch.float64) * (count > 0) for count in counts]  # d loss_sum / d weights
@@ -124,8 +125,10 @@ def rank_loss(answer: Answer, rng: Rng) -> None:
             true(len(asked) == 1, f"call total exactly once on every rank, also on one without a masked token; it was "
                  f"called {len(asked)} times, and the others would wait for ever")  # fmt: skip
             true(asked[0] == count, f"total adds up what each rank hands in: its own count, {count}, not {asked[0]:g}")
+            true(loss_sum.grad is None, "leave `backward` to the caller: called twice, its gradients count twice")
             (factor,) = torch.autograd.grad(got, loss_sum, allow_unused=True)
             true(factor is not None, "the result does not depend on loss_sum")
+            close(got.detach(), (factor * loss_sum).detach(), "the loss", rtol=1e-9, atol=1e-12)
             gradients.append(factor * direction)
         mean = sum(gradients) / world
         own = [direction / max(count, 1) for direction, count in zip(directions, counts, strict=True)]
@@ -197,4 +200,9 @@ def bytes_a_rank(answer: Answer, rng: Rng) -> None:
             "4 bytes a number in fp32, not 2": held(stage) / 2,
             "that is for all ranks together; divide what is sharded by world": held(0) * world,
         }  # fmt: skip
-        close(got, held(stage), f"the number of bytes for {where}", rtol=1e-12, atol=1e-6, mistakes=mistakes)
+        number = isinstance(got, (int, float, Tensor)) or hasattr(got, "dtype")
+        true(number, f"return a number, got {type(got).__name__}")
+        got = torch.as_tensor(got, dtype=torch.float64)  # a byte in a billion is lost in fp32
+        known = {hint: torch.tensor(wrong, dtype=torch.float64) for hint, wrong in mistakes.items()}
+        want = torch.tensor(held(stage), dtype=torch.float64)
+        close(got, want, f"the number of bytes for {where}", rtol=1e-12, atol=1e-6, mistakes=known)
