@@ -662,8 +662,8 @@ if full:
 # ## What a cluster would do
 #
 # The same formula, with the numbers of a cluster in place of ours. **These are assumptions, not measurements**: each
-# GPU does 400 TFLOP/s of useful bf16 work, eight stand in a node with 300 GB/s between them, nodes are joined by
-# 25 GB/s a GPU, a message takes 10 µs inside a node and 30 µs outside, gradients travel in bf16, and half of the
+# GPU does $400$ TFLOP/s of useful bf16 work, eight stand in a node with $300$ GB/s between them, nodes are joined by
+# $25$ GB/s a GPU, a message takes $10$ µs inside a node and $30$ µs outside, gradients travel in bf16, and half of the
 # arithmetic can hide communication. The global batch is half a million tokens, whatever the number of GPUs.
 
 # %%

@@ -78,7 +78,8 @@ def reduce_scatter(answer: Answer, rng: Rng) -> None:
     for world in (1, 2, 3, rng.integer(4, 6)):
         shape = rng.python.choice([(rng.integer(1, 4),), (2, rng.integer(1, 3)), ()]) if world > 2 else (3, 2)
         parts = [[rng.integers(-50, 50, *shape).double() for _ in range(world)] for _ in range(world)]
-        parts[0][0] = torch.zeros_like(parts[0][0])  # is sent like any other
+        if world > 1:
+            parts[0][0] = torch.zeros_like(parts[0][0])  # is sent like any other
         before = [[part.clone() for part in of_rank] for of_rank in parts]
         results, ring = _on_ring(answer, parts)
         true(same(parts, before), "your function changed one of its parts in place; add into new tensors")
@@ -126,7 +127,10 @@ def rank_loss(answer: Answer, rng: Rng) -> None:
                  f"called {len(asked)} times, and the others would wait for ever")  # fmt: skip
             true(asked[0] == count, f"total adds up what each rank hands in: its own count, {count}, not {asked[0]:g}")
             true(loss_sum.grad is None, "leave `backward` to the caller: called twice, its gradients count twice")
-            (factor,) = torch.autograd.grad(got, loss_sum, allow_unused=True)
+            try:
+                (factor,) = torch.autograd.grad(got, loss_sum, allow_unused=True)
+            except RuntimeError as error:
+                raise Wrong(f"backward cannot be called on the result: {error}") from error
             true(factor is not None, "the result does not depend on loss_sum")
             close(got.detach(), (factor * loss_sum).detach(), "the loss", rtol=1e-9, atol=1e-12)
             gradients.append(factor * direction)
