@@ -1,8 +1,8 @@
 """Answers by somebody who had the exercises and had not seen the graders: five or more wrong, two or more right each.
 
 When they were first tried, 79 of the 85 wrong ones of lessons 00 to 03 were caught every time, 177 of the 216 of
-lessons 04, 05 and 09, and 113 of the 117 of lesson 06; the graders, or an exercise that said too little, were mended until all
-were. The right ones, in other styles than the solutions', must go on passing.
+lessons 04, 05 and 09, and 112 of the 117 of lesson 06; the graders, or an exercise that said too little, were mended
+until all were. The right ones, in other styles than the solutions', must go on passing.
 """
 
 import importlib.util
