@@ -12,6 +12,7 @@ do: starting the processes (``launch``), a whole pretraining run (``cluster``), 
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -80,7 +81,9 @@ def start(timeout: float = 300.0, device: str | torch.device | None = None) -> I
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
+        gc.collect()  # a DDP module is part of a cycle; left to the interpreter's end, its threads may abort it
         dist.destroy_process_group()
+        gc.collect()
 
 
 def _meet(timeout: timedelta) -> tuple[dist.Store, int, int]:
