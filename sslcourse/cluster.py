@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 
 from sslcourse import distributed
 from sslcourse import tokenizer as wordpiece
-from sslcourse.checkpoint import State, Store, fingerprint
+from sslcourse.checkpoint import _PLAIN, State, Store, fingerprint
 from sslcourse.distributed import Objective, Ranks
 from sslcourse.encoder import EncoderForMaskedLM
 from sslcourse.masking import IGNORE
@@ -88,7 +88,7 @@ def pretrain(
         Diverged: if the held-out loss was never finite.
     """
     recipe = recipe or Recipe()
-    _check(recipe, ranks, steps, minutes, evaluations, accumulate)
+    _check(recipe, ranks, steps, minutes, evaluations, patience, accumulate)
     store = ShardedStore(out, ranks)
     resume = resume or store.restarted()
     store.check(resume)
@@ -104,6 +104,8 @@ def pretrain(
             "give more text, or lower it"
         )
     validation = held_out_rows(wordpiece.encode(tokenizer, held_out), tokenizer, recipe.sequence_length)
+    if not bool((validation.labels != IGNORE).any()):
+        raise ValueError("held_out holds no token that can be masked (is all of it unknown to the tokenizer?)")
 
     objective = fresh_objective(recipe, ranks.device)
     wrapped = distributed.wrap(objective, strategy, ranks)
@@ -169,7 +171,13 @@ def settle(wrapped: nn.Module, parts: Sequence[tuple[Tensor, Tensor]], recipe: R
 
 
 def _check(
-    recipe: Recipe, ranks: Ranks, steps: int | None, minutes: float | None, evaluations: int, accumulate: int
+    recipe: Recipe,
+    ranks: Ranks,
+    steps: int | None,
+    minutes: float | None,
+    evaluations: int,
+    patience: int | None,
+    accumulate: int,
 ) -> None:
     if (steps is None) == (minutes is None):
         raise ValueError(f"give either steps or minutes, not both or neither (steps={steps}, minutes={minutes})")
@@ -177,6 +185,8 @@ def _check(
         raise ValueError(f"steps={steps}, minutes={minutes}: the budget must be positive")
     if evaluations < 1 or accumulate < 1:
         raise ValueError(f"evaluations={evaluations} and accumulate={accumulate} must be at least 1")
+    if patience is not None and patience < 1:
+        raise ValueError(f"patience={patience} must be at least 1 evaluation, or None")
     if recipe.batch_size < ranks.world * accumulate:
         raise ValueError(f"batch_size={recipe.batch_size} gives {ranks.world} ranks with accumulate={accumulate} less "
                          "than one row each; raise batch_size, or start fewer processes")  # fmt: skip
@@ -251,7 +261,7 @@ class ShardedStore(Store):
         dist.barrier()
         if self.ranks.first:
             shards = {path.name: path.stat().st_size for path in sorted(fresh.glob("*.safetensors"))}
-            plain = {key: getattr(state, key) for key in PLAIN}
+            plain = {key: getattr(state, key) for key in _PLAIN}
             record = {"identity": identity, "state": plain, "best": sorted(state.best), "shards": shards}
             (fresh / "state.json").write_text(json.dumps(record), encoding="utf-8")
             if self.checkpoint.exists():
@@ -310,9 +320,6 @@ class ShardedStore(Store):
         dist.broadcast_object_list(said, src=0)
         if said[0] is not None:
             raise ValueError(said[0])
-
-
-PLAIN = ("budget", "step", "seconds", "tokens", "history", "best_loss", "without_gain")
 
 
 def _caught(action: Callable[[], None]) -> str | None:

@@ -298,11 +298,6 @@ def reshard(wrapped: nn.Module) -> None:
         wrapped.reshard()
 
 
-def unwrapped(wrapped: nn.Module) -> nn.Module:
-    """The objective inside DDP; FSDP2 changes a module in place and needs no unwrapping."""
-    return wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped
-
-
 class ShardedBatches:
     """Batches of row numbers, the same global batches whatever the number of ranks; each rank gets its share.
 

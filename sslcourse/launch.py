@@ -35,7 +35,6 @@ def torchrun(
     max_restarts: int = 0,
     threads: int = 1,
     port: int | None = None,
-    environment: dict[str, str] | None = None,
 ) -> list[str]:
     """Run a module (or a .py file) in ``processes`` processes; what each rank printed, in the order of ranks.
 
@@ -69,8 +68,8 @@ def torchrun(
         surroundings = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         said = Path(folder) / "torchrun.log"
         with said.open("w") as log:
-            agent = subprocess.Popen(command, env=surroundings | (environment or {}), stdout=log, stderr=log,
-                                     stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+            agent = subprocess.Popen(command, env=surroundings, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                                     start_new_session=True)  # fmt: skip
             try:
                 status = agent.wait(timeout)
             except subprocess.TimeoutExpired:

@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -232,9 +232,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def described(machine: Machine, network: Network) -> str:
     """The four numbers in words."""
-    numbers = asdict(machine) | asdict(network)
-    return (f"{numbers['flops'] / 1e9:.0f} GFLOP/s a rank, {1e3 * numbers['overhead']:.1f} ms a step besides, "
-            f"{1e3 * numbers['latency']:.2f} ms a message, {numbers['bandwidth'] / 1e9:.2f} GB/s")  # fmt: skip
+    return (f"{machine.flops / 1e9:.0f} GFLOP/s a rank, {1e3 * machine.overhead:.1f} ms a step besides, "
+            f"{1e3 * network.latency:.2f} ms a message, {network.bandwidth / 1e9:.2f} GB/s")  # fmt: skip
 
 
 if __name__ == "__main__":

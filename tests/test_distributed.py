@@ -192,6 +192,24 @@ def test_a_step_without_a_masked_token_is_refused():
             distributed.wrap(torch.nn.Linear(2, 2), "zero", ranks)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give either steps or minutes"),
+        ({"steps": 0}, "the budget must be positive"),
+        ({"steps": 2, "evaluations": 0}, "evaluations=0"),
+        ({"steps": 2, "patience": 0}, "patience=0"),
+        ({"steps": 2, "accumulate": 9}, "batch_size=8 gives 1 ranks with accumulate=9"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_anything_is_written(tmp_path, options, message):
+    from sslcourse import cluster
+
+    with distributed.start(device="cpu") as ranks, pytest.raises(ValueError, match=message):
+        cluster.pretrain(*corpus(), RECIPE, ranks=ranks, out=tmp_path / "run", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])
 def test_a_timeout_that_is_none_is_refused(timeout):
     with pytest.raises(ValueError, match="timeout="), distributed.start(timeout):

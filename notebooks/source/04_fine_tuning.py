@@ -914,8 +914,9 @@ if full:
 # same: the whole interval of the paired difference lies above zero. Of *all* baselines it is ahead on
 # {{tasks-ahead-of-all}}.
 #
-# **Where pretraining does not help**: the region. Its gain over the twin is {{region-gain}}, and TF-IDF is as good as
-# either. What tells a region is single words (a river, a neighbour, a currency), and counting them needs no encoder.
+# **Where pretraining does not help**: the region. Its gain over the twin is {{region-gain}} (so it even costs a little;
+# the list above has the interval), and TF-IDF is at least as good as either. What tells a region is single words (a
+# river, a neighbour, a currency), and counting them needs no encoder.
 #
 # **Where a dumb baseline wins**: relation and question, as soon as it is told where the pieces end. Whoever knows how
 # data was made can often replace a network by a split at full stops. If your data tells you where the pieces end, do
