@@ -7,6 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sslcourse.quiet import hush
+
+hush()  # here, because every benchmark imports this package before it imports transformers
+
 MEASURED = Path(__file__).resolve().parents[1] / "data" / "measured"
 
 

@@ -10,6 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from sslcourse.quiet import hush
+
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "doctor": "what this machine can do, and what that means for each lesson",
@@ -24,6 +26,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status: 0 green, 1 red, 2 a command line that makes no sense."""
+    hush()
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser(argv[0] if argv else None).parse_args(argv)
     return globals()[f"_{arguments.command}"](arguments)

@@ -13,6 +13,8 @@ import ipaddress
 import socket
 from typing import Any
 
+from sslcourse.quiet import hush
+
 attempts: list[str] = []  # every host that was refused, in order
 
 _original = {
@@ -27,7 +29,12 @@ class OfflineError(OSError):
 
 
 def guard() -> None:
-    """Refuse every address that is not this machine. Calling it twice is calling it once."""
+    """Refuse every address that is not this machine. Calling it twice is calling it once.
+
+    It is the first thing that a lesson does, before any library is imported, so it is also where libraries that speak
+    on import are hushed.
+    """
+    hush()
     socket.socket.connect = _connect  # type: ignore[method-assign]
     socket.socket.connect_ex = _connect_ex  # type: ignore[method-assign]
     socket.getaddrinfo = _getaddrinfo  # create_connection and urllib3 ask it first
