@@ -59,7 +59,7 @@ def deprecated(model: torch.nn.Module) -> q.Route:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model).eval(), {torch.nn.Linear}, torch.qint8)
-    return q.Route(made, 0, 0)
+    return q.Route(made)
 
 
 def timed(calls: dict[str, Callable[..., Any]], batch: dict[str, torch.Tensor], rounds: int) -> dict[str, Any]:
@@ -96,7 +96,8 @@ def on_cpu(encoder: str, seeds: int, rounds: int) -> dict[str, Any]:
                 f1.setdefault(name, []).append(token_f1(route.model, test, names["test"]))
             print(seed, {name: round(values[-1], 4) for name, values in f1.items()}, flush=True)
             if seed == seeds - 1:
-                sizes = {name: {"disk": route.disk, "memory": route.memory} for name, route in found.items()}
+                sizes = {name: {"disk": route.disk, "memory": route.memory} for name, route in found.items()
+                         if "torch.ao" not in name}  # fmt: skip
                 speed = _speed(model, found, len(tokenizer), rounds)
     return {
         "encoder": encoder,

@@ -34,13 +34,19 @@ class Ratio(NamedTuple):
     high: float
 
 
+PAUSE = 0.01  # seconds before each turn: idle worker threads of the rival before wait for more work by spinning
+
+
 def side_by_side(
     calls: Mapping[str, Callable[[], Any]], rounds: int = 20, warmup: int = 2, repeats: int = 1
 ) -> dict[str, list[float]]:
     """Seconds of every call in every round; in each round every rival has its turn, and the order rotates.
 
+    A turn is a pause, one call that is not timed (the caches hold what the rival before used, and nobody changes models
+    between two requests), and the call that is.
+
     Args:
-        warmup: calls of each before the clock starts: what they set up is not the question.
+        warmup: calls of each before the first round: what they set up is not the question.
         repeats: calls between two looks at the clock; for work of a few microseconds.
 
     Raises:
@@ -57,8 +63,10 @@ def side_by_side(
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for round_ in range(rounds):
-        first = round_ % len(names)  # whoever comes after a heavy rival finds another cache
+        first = round_ % len(names)
         for name in names[first:] + names[:first]:
+            time.sleep(PAUSE)
+            calls[name]()
             began = time.perf_counter()
             for _ in range(repeats):
                 calls[name]()

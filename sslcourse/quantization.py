@@ -659,7 +659,7 @@ def static_int8_onnx(
               or (node.op_type in ("MatMul", "Gemm") and node.input[1] in names)]  # fmt: skip
     with _quiet(), _written(Path(target)) as out:
         quantize_static(onnx.load(source), out, Reader(), calibrate_method=methods[method], nodes_to_quantize=chosen,
-                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=False)  # fmt: skip
+                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True)  # fmt: skip
     return Path(target)
 
 
@@ -760,13 +760,22 @@ class Route:
     """One way to compute a model: what to call, and what it weighs."""
 
     model: nn.Module  # model(input_ids=..., attention_mask=...).logits
-    disk: int  # bytes of its file
-    memory: int  # bytes: of all weights, or, of ONNX Runtime, what a process grows by when it opens the file
+    graph: Path | None = None  # the file that ONNX Runtime computes, if it does
 
     def __call__(self, **batch: Tensor) -> Tensor:
         with torch.inference_mode():
             found = self.model(**batch)
         return found.logits if getattr(found, "logits", None) is not None else found.last_hidden_state
+
+    @property
+    def disk(self) -> int:
+        """Bytes of its file."""
+        return disk_bytes(self.model) if self.graph is None else self.graph.stat().st_size
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all weights; or, of a graph, what a fresh process grows by when it opens it."""
+        return memory_bytes(self.model) if self.graph is None else resident_bytes(self.graph)
 
 
 def routes(
@@ -782,21 +791,18 @@ def routes(
         ValueError: as ``quantizable`` and ``export_onnx``.
     """
     folder = Path(folder)
-    in_torch = {
-        "fp32": copy.deepcopy(model).eval(),
-        "bf16 weights": copy.deepcopy(model).eval().to(torch.bfloat16),
-        "int8 by hand": int8_copy(model),
-        "torchao dynamic": torchao_copy(model),
-        "torchao weight-only": torchao_copy(model, "weight-only"),
+    found = {
+        "fp32": Route(copy.deepcopy(model).eval()),
+        "bf16 weights": Route(copy.deepcopy(model).eval().to(torch.bfloat16)),
+        "int8 by hand": Route(int8_copy(model)),
+        "torchao dynamic": Route(torchao_copy(model)),
+        "torchao weight-only": Route(torchao_copy(model, "weight-only")),
     }
-    files = {"ONNX fp32": export_onnx(model, folder / "fp32.onnx", inputs)}
-    files["ONNX dynamic"] = int8_onnx(files["ONNX fp32"], folder / "dynamic.onnx")
+    graphs = {"ONNX fp32": export_onnx(model, folder / "fp32.onnx", inputs)}
+    graphs["ONNX dynamic"] = int8_onnx(graphs["ONNX fp32"], folder / "dynamic.onnx")
     if calibration:
-        files["ONNX static"] = static_int8_onnx(files["ONNX fp32"], folder / "static.onnx", calibration)
-    found = {name: Route(one, disk_bytes(one), memory_bytes(one)) for name, one in in_torch.items()}
-    for name, path in files.items():
-        found[name] = Route(served(model, OnnxModel(path)), path.stat().st_size, resident_bytes(path))
-    return found
+        graphs["ONNX static"] = static_int8_onnx(graphs["ONNX fp32"], folder / "static.onnx", calibration)
+    return found | {name: Route(served(model, OnnxModel(path)), path) for name, path in graphs.items()}
 
 
 def served(model: nn.Module, graph: OnnxModel) -> nn.Module:

@@ -359,7 +359,7 @@ def test_routes_agree_with_fp32(tmp_path):
     assert len(found) == 8
     for name, route in found.items():
         assert q.sqnr(exact, route(**batch())) > 15, name
-        assert min(route.disk, route.memory) > 0
+        assert min(route.disk, route.memory) > 0  # one opens a process for each graph
     assert found["int8 by hand"].disk < found["fp32"].disk
 
 
@@ -404,7 +404,8 @@ def test_bad_graphs_and_inputs_are_refused_and_nothing_is_lost(tmp_path):
 def test_rivals_take_turns_and_each_starts_some_rounds():
     order = []
     times = latency.side_by_side({name: lambda name=name: order.append(name) for name in "abc"}, rounds=6, warmup=1)
-    assert order == list("abc") + list("abcbcacab") * 2
+    turns = "aabbcc bbccaa ccaabb".replace(" ", "")  # a call that is not timed, and one that is
+    assert order == list("abc") + list(turns) * 2
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 6, "b": 6, "c": 6}
 
 
