@@ -281,8 +281,9 @@ def affine_product(x, x_scale, zero_point, w, w_scale, bias):
 
     x: int8 [n, inputs] on an affine grid: it stands for (x - zero_point) * x_scale, with x_scale a float and zero_point
     an int. w: int8 [outputs, inputs] on a symmetric grid, a scale for each output: it stands for w * w_scale[:, None],
-    with w_scale float32 [outputs]. bias: float32 [outputs]. All sums of products must be exact: multiply whole numbers
-    in int32 (or wider), and scale at the end.
+    with w_scale float32 [outputs]. bias: float32 [outputs]. All sums of products must be exact, and the zero point be
+    taken out of them as a whole number, too: compute in int32 (or wider), and scale at the end. There may be 20,000
+    inputs.
     """
     ### BEGIN SOLUTION
     sums = x.int() @ w.int().t() - zero_point * w.int().sum(1)
@@ -365,14 +366,14 @@ for name, reach in seen.items():
           f"{float(reach.channels.max()) / middle:5.1f}")  # fmt: skip
 
 # %%
-first = "model.layers.0.attn.Wqkv"
+widest = "model.layers.0.mlp.Wo"
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.4))
-columns = {"activations": seen[first].channels, "weights": matrices[first].abs().amax(0)}
+columns = {"activations": seen[widest].channels, "weights": matrices[widest].abs().amax(0)}
 for axis, (what, reach) in zip(axes, columns.items()):
     axis.bar(range(len(reach)), reach, width=1.0, color=plots.COLOURS[0 if what == "activations" else 1])
-    axis.set(xlabel="input channel", ylabel="largest absolute value", title=f"{what} of layer 0's attention")
-plots.show(figure, alt="Two bar charts over 128 input channels. Left: the largest activations differ much from channel "
-           "to channel, with a few far above the rest. Right: the largest weights of each channel are more even.")
+    axis.set(xlabel="input channel", ylabel="largest absolute value", title=f"layer 0, mlp.Wo: {what}")
+plots.show(figure, alt="Two bar charts over 256 input channels of one layer. Left: the largest activations differ much "
+           "from channel to channel, with a few far above the rest. Right: the largest weights are more even.")
 
 # %% [markdown]
 # What to see: on the left a few channels set the scale for all, on the right there is room. **SmoothQuant** moves the
@@ -392,7 +393,8 @@ def smoothing_factors(weight, reach, alpha):
     """What to divide each input channel's activations by: float32 [inputs].
 
     weight: [outputs, inputs]. reach: [inputs], the largest absolute activation of each channel. alpha: from 0 to 1.
-    A channel with a reach of 0, or whose weights are all 0, has the factor 1.
+    The factor of channel j is reach[j] ** alpha / (largest absolute weight of column j) ** (1 - alpha), however small
+    they are; a channel with a reach of 0, or whose weights are all 0, has the factor 1.
     """
     ### BEGIN SOLUTION
     columns = weight.abs().amax(0)
@@ -491,8 +493,8 @@ if full:
     figure, axis = plt.subplots(figsize=(7, 4))
     for (bits, group), (cost, loss) in lossy.items():
         axis.plot(cost, loss, "o" if group else "s", color=plots.COLOURS[0 if group else 3])
-        axis.annotate(f"{bits} bits, {'groups of ' + str(group) if group else 'rows'}", (cost, loss),
-                      xytext=(8, 4), textcoords="offset points", fontsize=9)  # fmt: skip
+        axis.annotate(f"{bits} bits, {'groups of ' + str(group) if group else 'rows'}", (cost, loss), fontsize=9,
+                      xytext=(8, -12 if (bits, group) == (3, 32) else 4), textcoords="offset points")  # fmt: skip
     axis.axhline(exact_loss, color="grey", linestyle="--", label="fp32 (32 bits)")
     axis.set(xlabel="bits a weight, scales counted", ylabel="held-out loss (nats)", xlim=(2, 10))
     axis.legend()
@@ -526,7 +528,7 @@ if full:
 
 # %% tags=["exercise"]
 def straight_through(x, gradient, scale, zero_point, low, high):
-    """The gradient that goes back to x through a fake quantization: a new tensor of x's shape.
+    """The gradient that goes back to x through a fake quantization: a new float32 tensor of x's shape.
 
     x: float32, what came in. gradient: float32, of x's shape, what comes back to the output. The grid: a number becomes
     round(x / scale) + zero_point, ties to even, which saturates below ``low`` and above ``high`` (whole numbers, both

@@ -213,7 +213,7 @@ MUTANTS = {
         "symmetric grid": (symmetric_grid, "symmetric grid"),
         "cuts off": (truncates, "cut off"),
         "ties go up": (rounds_half_up, "they go to the even number"),
-        "zero point is no whole number": (rounds_after_the_shift, "must be a whole number"),
+        "zero point is no whole number": (rounds_after_the_shift, "zero_point is"),
         "grid from 0 to 255": (unsigned, "for a grid from 0 to 255"),
         "forgets the zero point": (forgets_the_zero_point, "becomes"),
         "subtracts the zero point": (subtracts_the_zero_point, "becomes"),

@@ -19,6 +19,11 @@ def affine_int8(answer: Answer, rng: Rng) -> None:
         (torch.tensor([51.0, 102.0]), "0 belongs to the range, also where all numbers are positive"),
         (torch.tensor([-51.0, -102.0]), "0 belongs to the range, also where all numbers are negative"),
         (torch.tensor([[-1.0], [3.0]]), "any shape"),
+        (torch.tensor(3.0), "any shape, a single number too"),
+        (torch.tensor([-1e-9, 0.5e-9, 2e-9]), "small numbers have a small scale"),
+        (torch.tensor([-64.3, 0.0, 190.7]), "the zero point is rounded to the nearest, not cut off"),
+        (torch.tensor([-101.0, -1.5, -0.5, 0.5, 1.5, 2.5, 154.0]), "ties go to the even number, and before the shift"),
+        (torch.tensor([-127.5, 0.0, 3.0, 127.5]), "ties go to the even number, also of the zero point"),
     ]
     for x, rule in planted:
         _affine(answer, x, rule)
@@ -37,12 +42,12 @@ def _affine(answer: Answer, x: Tensor, rule: str) -> None:
     true(values.shape == x.shape, f"values has shape {tuple(values.shape)}, expected {tuple(x.shape)}")
     case = f"({rule}) x={_short(x)}"
     want_scale, want_zero, want = _affine_truth(x)
+    exact = rule.startswith("ties")  # there the scale is 1, and no rounding of x / scale leaves a doubt
     _scale(scale, want_scale, x, case)
-    _zero_point(zero_point, want_zero, x, want_scale, case)
+    _zero_point(zero_point, want_zero, x, want_scale, case, exact)
     # x / scale may be computed in fp32 or fp64, and the scale has its own last digit: near a tie both sides are right
     place = x.double() / want_scale
     tie = (place - place.floor() - 0.5).abs() < 1e-4 * place.abs().clamp(min=1)
-    exact = rule.startswith("ties")  # there scale is 1, so there is no such doubt
     gap = (values.int() - want.int()).abs()
     wrong = (gap > 0) & (~tie | exact | (gap > 1))
     if bool(wrong.any()):
@@ -68,15 +73,16 @@ def _scale(scale: Any, want: float, x: Tensor, case: str) -> None:
             max(abs(low), abs(high)) / 127,
         "255 steps lie between -128 and 127, not 127": (max(high, 0.0) - min(low, 0.0)) / 127,
     })  # fmt: skip
-    true(getattr(torch.as_tensor(scale), "ndim", 0) == 0, f"{case}: the scale should be one number")
+    true(isinstance(scale, float), f"the scale is a {type(scale).__name__}; return a Python float")
 
 
-def _zero_point(zero: Any, want: int, x: Tensor, scale: float, case: str) -> None:
+def _zero_point(zero: Any, want: int, x: Tensor, scale: float, case: str, exact: bool) -> None:
     try:
         number = float(zero)
     except (TypeError, ValueError, RuntimeError) as error:
         raise Wrong(f"zero_point should be a whole number, got {type(zero).__name__}") from error
     true(number == int(number), f"zero_point is {number}; it must be a whole number, so that 0 is exact: round it")
+    true(isinstance(zero, int), f"zero_point is a {type(zero).__name__}; return a Python int")
     low = min(float(x.min()), 0.0)
     if int(number) == round(-low / scale) and want != int(number):
         raise Wrong(f"{case}: zero_point is {int(number)}, for a grid from 0 to 255; ours goes from -128 to 127")
@@ -84,7 +90,7 @@ def _zero_point(zero: Any, want: int, x: Tensor, scale: float, case: str) -> Non
         raise Wrong(f"{case}: zero_point is {int(number)}, expected {want}: the sign is wrong")
     near = -128 - low / scale
     doubt = abs(near - int(near) - (0.5 if near >= 0 else -0.5)) < 1e-3  # a tie, to within fp32
-    true(int(number) == want or (doubt and abs(int(number) - want) == 1),
+    true(int(number) == want or (doubt and not exact and abs(int(number) - want) == 1),
          f"{case}: zero_point is {int(number)}, expected {want}, the number that 0 falls on: round(-128 - low/scale)")
 
 
@@ -92,9 +98,11 @@ def _value_hint(values: Tensor, want: Tensor, x: Tensor, scale: float, zero: int
     level = x / scale
     mistakes = {
         "the bits behind the point were cut off; take the nearest whole number; ": torch.trunc(level) + zero,
+        "the zero point was added before rounding, which moves the ties; ": torch.round(level + zero),
         "everything was rounded down; take the nearest whole number; ": torch.floor(level) + zero,
         "ties went up; they go to the even number; ": torch.floor(level + 0.5) + zero,
         "ties went away from zero; they go to the even number; ": level.sign() * (level.abs() + 0.5).floor() + zero,
+        "the sum was cut off; round x / scale to the nearest whole number first; ": torch.trunc(level + zero),
         "the zero point was not added; ": torch.round(level),
         "the zero point was subtracted; add it; ": torch.round(level) - zero,
     }
@@ -117,7 +125,7 @@ def _short(x: Tensor) -> str:
 def affine_product(answer: Answer, rng: Rng) -> None:
     """(x, x_scale, zero_point, w, w_scale, bias) -> what the linear layer gives, from whole numbers."""
     cases = [(rng.integer(1, 4), rng.integer(2, 9), rng.integer(2, 6), None) for _ in range(6)]
-    cases += [(2, 3000, 3, "even"), (1, 5, 4, "low"), (3, 4, 2, "none")]
+    cases += [(3, 7, 3, "square"), (2, 4, 4, "square"), (2, 3000, 3, "even"), (1, 5, 4, "low"), (3, 4, 2, "none")]
     for n, inputs, outputs, kind in cases:
         x = rng.integers(-128, 128, n, inputs).to(torch.int8)
         w = rng.integers(-127, 128, outputs, inputs).to(torch.int8)
@@ -133,9 +141,28 @@ def affine_product(answer: Answer, rng: Rng) -> None:
         got = answer(x.clone(), x_scale, zero, w.clone(), w_scale.clone(), bias.clone())
         true(isinstance(got, Tensor), f"return a tensor, got {type(got).__name__}")
         want, mistakes = _products(x, x_scale, zero, w, w_scale, bias)
-        true(got.is_floating_point(), f"the result has dtype={got.dtype}; after scaling it is a float32")
+        true(got.dtype == torch.float32, f"the result has dtype={got.dtype}; after scaling it is a float32")
         # fp32 rounds three or four times at 6e-8; a lost product of whole numbers is far larger
-        close(got, want, "the layer's output", rtol=2e-6, atol=2e-6 * float(want.abs().max()), mistakes=mistakes)
+        what = f"the layer's output (zero_point={zero}, x {n} x {inputs}, w {outputs} x {inputs})"
+        close(got, want, what, rtol=2e-6, atol=2e-6 * float(want.abs().max()), mistakes=mistakes)
+    _cancelling(answer)
+
+
+def _cancelling(answer: Answer) -> None:
+    """Sums of 20,000 large products that nearly cancel: whoever adds them up in fp32 keeps nothing of the rest."""
+    inputs = 20_000
+    x, w = torch.full((1, inputs), 127, dtype=torch.int8), torch.full((2, inputs), 127, dtype=torch.int8)
+    halves = w.clone()
+    halves[:, inputs // 2 :] = -127
+    halves[0, 0], halves[1, -1] = 126, -124
+    near, odd = x.clone(), w.clone()
+    near[0, :3], odd[0, 5], odd[1, 0] = 126, 126, 1
+    for one, zero, weights in ((x, -128, halves), (near, 127, odd)):
+        scale = torch.tensor([0.02, 0.05])
+        got = answer(one.clone(), 0.01, zero, weights.clone(), scale.clone(), torch.zeros(2))
+        want, mistakes = _products(one, 0.01, zero, weights, scale, torch.zeros(2))
+        close(got, want, f"the output of {inputs:,} inputs whose products nearly cancel (were they added up, and the "
+              "zero point taken out, as whole numbers?)", rtol=2e-6, atol=1e-6, mistakes=mistakes)  # fmt: skip
 
 
 def _products(
@@ -175,22 +202,33 @@ def smoothing_factors(answer: Answer, rng: Rng) -> None:
     """(weight, reach, alpha) -> max|x|^alpha / max|w|^(1 - alpha) of each input channel; 1 for dead ones."""
     for round_ in range(9):
         outputs, inputs = rng.integer(2, 6), rng.integer(4, 8)
+        outputs = inputs if round_ == 5 else outputs  # square: an axis that is mixed up has the right length
         weight, reach = rng.normal(outputs, inputs), 0.1 + 5 * rng.uniform(inputs)
         weight[int(rng.integer(0, outputs - 1))] -= 3  # the largest value is a negative one
-        alpha = (0.5, 0.0, 1.0)[round_] if round_ < 3 else rng.python.uniform(0.2, 0.8)
+        alpha = {0: 0.5, 3: 0.0, 5: 1.0, 6: 1.0, 7: 0.0}.get(round_, rng.python.uniform(0.2, 0.8))  # 0 ** 0 is 1
         dead = round_ % 3 == 1
         if dead:
             reach[0], reach[3] = 0.0, 0.0
+        if round_ == 3:  # alive, though it looks dead: weights that cancel, one weight of 0, next to nothing
+            weight[:, 0], weight[:, 1] = 0.0, 2.0
+            weight[0, 0], weight[1, 0], weight[0, 1] = 3.0, -3.0, 0.0
+            reach[2], weight[:, 3] = 1e-9, weight[:, 3] * 1e-9
+        if round_ in (4, 6):
+            reach[2], weight[:, 3] = 1e-12, weight[:, 3] * 1e-9
         if round_ % 3 == 2:
             weight[:, 1] = 0.0
         if round_ == 8:
             weight[:, 1], reach[1] = 0.0, 0.0
         got = answer(weight.clone(), reach.clone(), alpha)
         true(isinstance(got, Tensor), f"return a tensor, got {type(got).__name__}")
+        true(got.dtype == torch.float32, f"the factors are of dtype={got.dtype}; return float32")
         alive = (reach > 0) & (weight.abs().amax(0) > 0)
         want = _factors(weight.abs().amax(0), reach, alpha)
-        what = f"the factors (alpha={alpha:.2g}{', with dead channels' if not bool(alive.all()) else ''})"
-        close(got, want, what, rtol=1e-4, atol=1e-6, mistakes={
+        what = f"the vector of factors (alpha={alpha:.2g}{', with dead channels' if not bool(alive.all()) else ''})"
+        close(got, want, what, rtol=1e-4, atol=0.0, mistakes={
+            "a dead channel (reach 0, or weights all 0) has the factor 1": torch.where(
+                alive, want, reach**alpha / weight.abs().amax(0) ** (1 - alpha)),
+            "a dead channel has the factor 1, not 0": torch.where(alive, want, 0.0),
             "the largest *absolute* weight of a column counts, also if it is negative": _factors(
                 weight.amax(0).clamp(min=0), reach, alpha),
             "alpha and 1 - alpha are exchanged: the activations have alpha": _factors(
@@ -203,9 +241,6 @@ def smoothing_factors(answer: Answer, rng: Rng) -> None:
                 alive, reach**alpha * weight.abs().amax(0) ** (1 - alpha), 1.0),
             "one maximum for the whole weight; take one for each input channel": _factors(
                 weight.abs().amax().expand(inputs), reach, alpha),
-            "a dead channel (reach 0, or weights all 0) has the factor 1": torch.where(
-                alive, want, reach**alpha / weight.abs().amax(0) ** (1 - alpha)),
-            "a dead channel has the factor 1, not 0": torch.where(alive, want, 0.0),
         })  # fmt: skip
 
 
@@ -218,15 +253,22 @@ def straight_through(answer: Answer, rng: Rng) -> None:
     """(x, gradient, scale, zero_point, low, high) -> the gradient where x lies on the grid, 0 where it saturated."""
     for round_ in range(8):
         low, high = ((-128, 127), (-8, 7), (0, 255), (-7, 7))[round_ % 4]
-        zero = rng.integer(low // 4, high // 4) or 1
+        zero = 2 * (rng.integer(low // 8, high // 8) or 1) + round_ // 4  # even ones and odd ones: ties differ
         scale = 2.0 ** rng.python.choice([-4, -3, -2, 2, 3])  # a power of two, so x / scale is exact
         level = torch.arange(low - 3, high + 4, dtype=torch.float32) - zero
         some = level[rng.integers(0, len(level), 24)] + 0.8 * (rng.uniform(24) - 0.5)
-        ends = torch.tensor([low, low - 0.4, low - 0.6, low - 1, high, high + 0.4, high + 0.6, high + 1, zero]) - zero
+        steps = torch.tensor([0.0, 0.4, 0.5, 0.6, 1.0, 1.5, 2.0, 3.0, 65_536.0, 1e9])
+        ends = torch.cat([low - steps, high + steps, torch.tensor([low + 0.5, high - 0.5, float(zero)])]) - zero
         x = torch.cat([some, ends]) * scale
-        gradient = 400 * rng.normal(len(x))
-        got = answer(x.clone(), gradient.clone(), scale, zero, low, high)
+        x = x[: len(x) // 4 * 4].view(-1, 4) if round_ % 2 else x
+        if round_ == 2:  # nothing saturates
+            x = (x.clamp((low - zero) * scale, (high - zero) * scale)).clone()
+        gradient = 400 * rng.normal(*x.shape)
+        given = gradient.clone()
+        got = answer(x.clone(), given, scale, zero, low, high)
         true(isinstance(got, Tensor), f"return a tensor, got {type(got).__name__}")
+        true(got.dtype == torch.float32, f"the gradient that came back has dtype={got.dtype}; it is float32")
+        true(got.data_ptr() != given.data_ptr(), "return a new tensor: what comes back is the gradient that was given")
         place = torch.round(x / scale) + zero
         want = gradient * ((place >= low) & (place <= high))
         close(got, want, "the gradient", rtol=1e-6, atol=0.0, mistakes=_gradients(x, gradient, scale, zero, low, high))
@@ -255,6 +297,10 @@ def _gradients(x: Tensor, gradient: Tensor, scale: float, zero: int, low: int, h
         "what counts is the whole number after rounding: a number less than half a step beyond the end is still on it":
             where((level + zero >= low) & (level + zero <= high)),
         "the other way round: the gradient passes inside and is 0 outside": where(~inside),
+        "round x / scale first, and add the zero point afterwards: ties go to the even number before the shift": where(
+            (torch.round(level + zero) >= low) & (torch.round(level + zero) <= high)),
+        "ties go to the even number, not up": where(
+            ((level + 0.5).floor() + zero >= low) & ((level + 0.5).floor() + zero <= high)),
         "the gradient is 0 above only; numbers below the grid saturate, too": where(place <= high),
         "the gradient is 0 below only; numbers above the grid saturate, too": where(place >= low),
         "the output was returned; the gradient is asked for": (place.clamp(low, high) - zero) * scale,
