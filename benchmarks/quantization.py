@@ -31,8 +31,8 @@ from benchmarks.transfer import TAGS, opened
 from sslcourse import finetuning, labelled, latency, scores
 from sslcourse import quantization as q
 
-COUNT, STEPS = 800, 200
-SHAPES = ((1, 128), (8, 128), (8, 32), (32, 64))
+COUNT, STEPS = 800, 100
+SHAPES = ((1, 128), (8, 128))
 
 
 def tagger(body: Any, tokenizer: Any, names: dict[str, list], rate: float, seed: int) -> finetuning.TokenClassifier:

@@ -8,6 +8,8 @@ starts all ranks again and they go on from the last checkpoint by themselves, to
 
 A checkpoint is written by all ranks, each its own part, through ``torch.distributed.checkpoint`` in safetensors, and
 can be read by any other number of ranks. What is not a tensor is JSON. Nothing is pickled.
+
+The text is tokenised once, by the first rank, into a memory-mapped file that all ranks read (``TapeOnDisk``).
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
@@ -42,6 +46,7 @@ from sslcourse.pretraining import (
     Recipe,
     Run,
     Tape,
+    _generator,
     autocast,
     held_out_rows,
     learning_rate,
@@ -52,6 +57,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's two tensors a weight; its step count is the run's
+DONE = "run.json"  # in the finished folder: which run this was, so that ranks that start again know it is over
 
 
 def pretrain(
@@ -90,19 +96,16 @@ def pretrain(
     recipe = recipe or Recipe()
     _check(recipe, ranks, steps, minutes, evaluations, patience, accumulate)
     store = ShardedStore(out, ranks)
-    resume = resume or store.restarted()
     store.check(resume)
     texts, held_out = list(texts), list(held_out)
     if not texts or not held_out:
         raise ValueError(f"texts ({len(texts)}) and held_out ({len(held_out)}) must each hold at least one document")
     tokenizer = tokenizer or wordpiece.train(texts, recipe.vocab_size)
     recipe = replace(recipe, vocab_size=len(tokenizer))
-    tape = Tape(wordpiece.encode(tokenizer, texts), tokenizer, recipe.sequence_length)
-    if len(tape) < recipe.batch_size:
-        raise ValueError(
-            f"the texts give {len(tape)} rows, too little for one batch of batch_size={recipe.batch_size}; "
-            "give more text, or lower it"
-        )
+    budget = {"steps": steps, "minutes": minutes, "evaluations": evaluations, "patience": patience}
+    identity = {"recipe": asdict(recipe), "budget": budget, "texts": fingerprint(texts, held_out)}
+    if store.over(identity):
+        return store.finished(tokenizer, recipe) if ranks.first else None
     validation = held_out_rows(wordpiece.encode(tokenizer, held_out), tokenizer, recipe.sequence_length)
     if not bool((validation.labels != IGNORE).any()):
         raise ValueError("held_out holds no token that can be masked (is all of it unknown to the tokenizer?)")
@@ -110,10 +113,8 @@ def pretrain(
     objective = fresh_objective(recipe, ranks.device)
     wrapped = distributed.wrap(objective, strategy, ranks)
     optimizer = make_optimizer(objective, recipe)
-    state = State(budget={"steps": steps, "minutes": minutes, "evaluations": evaluations, "patience": patience})
-    identity = {"recipe": asdict(recipe), "budget": state.budget, "texts": fingerprint(texts, held_out)}
-    if resume and store.holds_checkpoint():
-        state = store.load(identity, objective, optimizer)
+    state = store.load(identity, objective, optimizer) if store.resumes else State(budget=budget)
+    tape = store.tape(texts, tokenizer, recipe)
     run = Run(objective.model, tokenizer, recipe, state.history)
 
     batches = _shares(tape, recipe, state.step, ranks, accumulate)
@@ -138,8 +139,9 @@ def pretrain(
         if on_step:
             on_step(state.step)
     run.stopped = state.finished()
+    del tape, batches  # no file of the folder may be open when it gets its name, or Windows refuses
     if not state.best:
-        store.discard()
+        store.give_up()
         raise Diverged(f"the held-out loss was never a finite number: training diverged at learning_rate="
                        f"{recipe.learning_rate:g}; lower it. Nothing was written")  # fmt: skip
     best = {name.removeprefix("model."): distributed.whole(weight).cpu() for name, weight in state.best.items()}
@@ -147,7 +149,9 @@ def pretrain(
         run.model = EncoderForMaskedLM(recipe.config())
         run.model.load_state_dict(best, strict=False)  # the shared decoder weight has one name only
         run.model.eval()
-        store.finish(run.model, tokenizer, {"recipe.json": asdict(recipe), "history.json": run.history})
+        whole = {"identity": identity, "stopped": run.stopped}
+        records = {"recipe.json": asdict(recipe), "history.json": run.history, DONE: whole}
+        store.finish(run.model, tokenizer, records)
     dist.barrier()
     return run if ranks.first else None
 
@@ -222,6 +226,76 @@ def evaluate(wrapped: nn.Module, dataset: MaskedRows, ranks: Ranks, batch_size: 
     return Evaluation(loss_sum, int(right), int(count))
 
 
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def token_kind(vocab_size: int) -> type:
+    """The smallest whole number that holds every id: two bytes a token up to 65,536 of them."""
+    return np.uint16 if vocab_size <= 2**16 else np.int32
+
+
+def write_tape(path: Path, texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, at_once: int = 1000) -> int:
+    """Tokenise once, a thousand documents at a time, into a file of nothing but ids; how many tokens it holds.
+
+    Documents stand end to end, each between [CLS] and [SEP], as ``masking.pack`` lays them. The file gets its name
+    when it is whole.
+    """
+    kind, total = token_kind(len(tokenizer)), 0
+    fresh = path.with_name(path.name + ".new")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with fresh.open("wb") as file:
+        for begin in range(0, len(texts), at_once):
+            for document in wordpiece.encode(tokenizer, texts[begin : begin + at_once]):
+                ids = np.array([tokenizer.cls_token_id, *document, tokenizer.sep_token_id], dtype=kind)
+                ids.tofile(file)
+                total += len(ids)
+    fresh.replace(path)
+    return total
+
+
+class TapeOnDisk(Tape):
+    """``pretraining.Tape`` over a memory-mapped file: the same batches, of which only those in use are in memory.
+
+    All ranks of a machine share one copy, the system's. The numbers' kind is the file's ending (``.uint16``).
+
+    Raises:
+        ValueError: if the file holds less than one row.
+    """
+
+    def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast, length: int) -> None:
+        kind = np.dtype(path.suffix.removeprefix("."))
+        total = path.stat().st_size // kind.itemsize
+        if total < length:
+            raise ValueError(
+                f"the texts hold {total} tokens, less than one row of sequence_length={length}; "
+                "give more text, or a shorter sequence_length"
+            )
+        self.tokens = np.memmap(path, dtype=kind, mode="r")
+        self.length = length
+        self.last_special = tokenizer.mask_token_id
+
+    def rows(self, seed: int, epoch: int) -> _Rows:
+        """As ``Tape.rows``, drawn by the same numbers, but a row is read when its turn comes."""
+        generator = _generator(seed, epoch, stream=1)
+        spare = len(self.tokens) % self.length
+        start = int(torch.randint(spare + 1, (), generator=generator)) if epoch else 0
+        rows = self.tokens[start : start + len(self.tokens) - spare].reshape(-1, self.length)
+        return _Rows(rows, torch.randperm(len(rows), generator=generator).numpy())
+
+
+class _Rows:
+    """Rows of a file in another order, none of them read before somebody takes a slice."""
+
+    def __init__(self, rows: np.ndarray, order: np.ndarray) -> None:
+        self.table, self.order = rows, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, part: slice) -> Tensor:
+        return torch.from_numpy(self.table[self.order[part]].astype(np.int64))
+
+
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
@@ -230,22 +304,97 @@ class ShardedStore(Store):
 
     ``state.json`` is written last, by the first rank, with the name and size of every shard, so that a checkpoint
     that lacks one, or was cut off, is known for what it is.
+
+    What there is to do is decided by the first rank alone, for all: of two ranks that look at a folder, one may look
+    before and one after it changes.
     """
 
     def __init__(self, out: str | Path, ranks: Ranks) -> None:
         super().__init__(out)
         self.ranks = ranks
-
-    def restarted(self) -> bool:
-        """Whether torchrun started these ranks after a failure, and there is a checkpoint to go on from."""
-        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        return again and (self.holds_checkpoint() or (self.partial / "checkpoint.old").is_dir())
+        self.resumes = False  # set by `check`: there is a checkpoint to go on from
 
     def check(self, resume: bool) -> None:
-        """As ``Store.check``, done by the first rank; every rank raises what it found."""
+        """As ``Store.check``, done by the first rank; every rank raises what it found.
+
+        Ranks that torchrun started again after a failure go on from the checkpoint if there is one. Of several
+        machines only that of the rank that failed may count a restart, so the counts are added up.
+        """
+        (restarts,) = distributed.total(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
+        with self._by_first() as found:
+            if self.ranks.first and not (restarts and (self.out / DONE).is_file()):
+                old = self.partial / "checkpoint.old"
+                left = self.holds_checkpoint() or old.is_dir()
+                found.append(_caught(lambda: super(ShardedStore, self).check(resume or bool(restarts and left))))
+        self.resumes = self._firsts(self.holds_checkpoint)
+
+    def over(self, identity: dict[str, Any]) -> bool:
+        """Whether this very run is complete already: a rank died after the last step, and all were started again.
+
+        Raises:
+            ValueError: on every rank, if ``out`` holds another run.
+        """
+        if not self._firsts((self.out / DONE).is_file):
+            return False
         with self._by_first() as found:
             if self.ranks.first:
-                found.append(_caught(lambda: super(ShardedStore, self).check(resume)))
+                done = json.loads((self.out / DONE).read_text(encoding="utf-8"))
+                if done["identity"] != json.loads(json.dumps(identity)):
+                    found.append(f"out={str(self.out)!r} exists and is not an empty folder; choose another name")
+        return True
+
+    def finished(self, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Run:
+        """The run that ``out`` holds."""
+        self._tidy(self.out)
+        history, done = (json.loads((self.out / name).read_text(encoding="utf-8")) for name in ("history.json", DONE))
+        model = EncoderForMaskedLM.from_pretrained(self.out)
+        return Run(model.eval(), tokenizer, recipe, history, done["stopped"])
+
+    def finish(self, model: Any, tokenizer: Any, records: Mapping[str, Any]) -> None:
+        """As ``Store.finish``, but the checkpoint goes last: a death on the way costs no step."""
+        model.save_pretrained(self.partial)
+        tokenizer.save_pretrained(self.partial)
+        for name, record in records.items():
+            (self.partial / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if self.out.exists():
+            self.out.rmdir()  # empty, as `check` saw; Windows cannot rename onto it
+        self.partial.rename(self.out)
+        self._tidy(self.out)
+
+    def _tidy(self, folder: Path) -> None:
+        for name in ("checkpoint", "checkpoint.old", "checkpoint.new"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for tokens in folder.glob("tokens-*"):
+            tokens.unlink()
+
+    def tape(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> TapeOnDisk:
+        """The texts' tokens in a file of the run's folder, written by the first rank, unless a start before did.
+
+        Raises:
+            ValueError: on every rank, for texts that do not fill one batch; of a new run nothing is left then.
+        """
+        kind = token_kind(len(tokenizer))
+        vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+        path = self.partial / f"tokens-{fingerprint(texts, [vocabulary])[:16]}.{np.dtype(kind).name}"
+        with self._by_first() as found:
+            if self.ranks.first and not path.is_file():
+                found.append(_caught(lambda: write_tape(path, texts, tokenizer)))
+        try:
+            tape = TapeOnDisk(path, tokenizer, recipe.sequence_length)
+            if len(tape) < recipe.batch_size:
+                raise ValueError(f"the texts give {len(tape)} rows, too little for one batch of "
+                                 f"batch_size={recipe.batch_size}; give more text, or lower it")  # fmt: skip
+        except ValueError:
+            if not self.resumes:
+                self.give_up()
+            raise
+        return tape
+
+    def give_up(self) -> None:
+        """Delete what is left, once all ranks have come to this. (``check`` calls ``discard`` on the first alone.)"""
+        dist.barrier()
+        if self.ranks.first:
+            self.discard()
 
     def save(self, identity: dict[str, Any], state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Replace the checkpoint by the present state; an interruption leaves the old one or the new one."""
@@ -264,6 +413,9 @@ class ShardedStore(Store):
             plain = {key: getattr(state, key) for key in _PLAIN}
             record = {"identity": identity, "state": plain, "best": sorted(state.best), "shards": shards}
             (fresh / "state.json").write_text(json.dumps(record), encoding="utf-8")
+            for path in fresh.iterdir():  # onto the disk before the old one goes, in case the power does
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
             if self.checkpoint.exists():
                 self.checkpoint.rename(old)
             fresh.rename(self.checkpoint)
@@ -310,6 +462,17 @@ class ShardedStore(Store):
             if shard.stat().st_size != size:
                 raise ValueError(f"the shard {name} in {where} has {shard.stat().st_size:,} of {size:,} bytes: it was "
                                  "cut off; copy it again, or delete the checkpoint")  # fmt: skip
+            try:
+                with safe_open(shard, "pt"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(f"the shard {name} in {where} is damaged ({error}); copy it again, or delete the "
+                                 "checkpoint") from error  # fmt: skip
+
+    def _firsts(self, question: Callable[[], bool]) -> bool:
+        """The first rank's answer, on every rank."""
+        (answer,) = distributed.total(int(self.ranks.first and question()))
+        return bool(answer)
 
     @contextmanager
     def _by_first(self) -> Iterator[list]:

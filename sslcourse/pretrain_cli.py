@@ -106,7 +106,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     ranked = "RANK" in os.environ
     speaks = os.environ.get("RANK", "0") == "0"
-    if speaks:
+    if speaks and not (ranked and (Path(arguments.out) / "run.json").is_file()):  # ranks ask whether that was they
         check_out(arguments.out)
     if not ranked and (arguments.strategy != "ddp" or arguments.accumulate > 1):
         raise UsageError("--strategy and --accumulate are for several processes; start the command by torchrun "

@@ -1,14 +1,16 @@
-"""How long is a step on N processes? A cost model with four numbers, fitted on small runs and asked about large ones.
+"""How long is a step on N processes? A cost model with five numbers, fitted on small runs and asked about large ones.
 
 A step takes the time of its arithmetic, plus that part of its communication which the arithmetic cannot hide:
 
-* arithmetic: a fixed time a step, and a time for each token of a rank (times what ranks take from each other's cores);
+* arithmetic: a fixed time a step, one for each token of a rank, whatever the model's size, and one for each of its
+  multiplications (all of it times what ranks take from each other's cores);
 * communication: the ring's messages, each with a latency, and its bytes (``distributed.ring_all_reduce`` counts both).
 
     torchrun --nproc-per-node=2 -m sslcourse.scaling --rows 16 --hidden-size 128      # measures; one line of JSON
 
-What it leaves out: stragglers, congestion, the input pipeline, failures. It is a rule for thinking, with its error
-measured on a configuration that it has not seen (lesson 06).
+What it leaves out: stragglers, congestion, the input pipeline, failures, and that DDP's buckets and FSDP's layers are
+many rings in place of one, each with its own latencies. It is a rule for thinking, with its error measured on
+configurations that it has not seen (lesson 06).
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Machine:
-    """A rank: useful FLOP/s, seconds a step that no arithmetic explains, how many ranks run side by side at full speed.
+    """A rank: useful FLOP/s, seconds a step and a token besides, how many ranks run side by side at full speed.
 
     ``cores`` is infinite where every rank has a device of its own; on a laptop more ranks than cores take turns.
     """
@@ -59,6 +61,7 @@ class Machine:
     flops: float
     overhead: float = 0.0
     cores: float = float("inf")
+    per_token: float = 0.0  # norms, softmax, the loss: what does not grow with the square of the width
 
 
 def messages(strategy: str, job: Job, world: int) -> tuple[float, float]:
@@ -108,7 +111,8 @@ def step_seconds(
     if not 0 <= overlap <= 1:
         raise ValueError(f"overlap={overlap} is a share of the arithmetic; it must lie in [0, 1]")
     crowd = max(1.0, world / machine.cores)
-    arithmetic = machine.overhead * crowd + job.flops() / world / machine.flops * crowd
+    of_rank = job.flops() / world / machine.flops + job.tokens / world * machine.per_token
+    arithmetic = crowd * (machine.overhead + of_rank)
     if inside is None or world <= node:
         turns, sent = messages(strategy, job, world)
         near = network if inside is None else inside
@@ -131,28 +135,46 @@ def efficiency(strategy: str, job: Job, world: int, machine: Machine, network: N
 
 
 def fit(measured: Sequence[dict[str, Any]], cores: float) -> tuple[Machine, Network]:
-    """The four numbers that explain measured steps best: least squares of relative errors, none of them negative.
+    """The five numbers that explain measured steps best: least squares of relative errors, none of them negative.
+
+    Overlap is taken to be none: on a laptop who sends and who computes share the cores.
 
     Args:
         measured: records with ``strategy``, ``weights``, ``tokens``, ``world`` and ``seconds``, as ``measure`` prints.
 
     Raises:
-        ValueError: for fewer than four records, or ones from which some number cannot be told.
+        ValueError: for fewer than five records, or ones from which some number cannot be told.
     """
-    if len(measured) < 4:
-        raise ValueError(f"measured holds {len(measured)} records; four numbers need at least four")
+    if len(measured) < 5:
+        raise ValueError(f"measured holds {len(measured)} records; five numbers need at least five")
     rows = []
     for one in measured:
         job, world = Job(one["weights"], one["tokens"]), one["world"]
         crowd = max(1.0, world / cores)
-        rows.append([crowd, job.flops() / world * crowd, *messages(one["strategy"], job, world)])
+        arithmetic = [crowd, job.flops() / world * crowd, job.tokens / world * crowd]
+        rows.append([*arithmetic, *messages(one["strategy"], job, world)])
     seconds = np.array([one["seconds"] for one in measured])
     found = _not_negative(np.array(rows) / seconds[:, None], np.ones(len(seconds)))
-    overhead, per_flop, latency, per_byte = found
+    overhead, per_flop, per_token, latency, per_byte = found
     if per_flop <= 0:
         raise ValueError("measured does not tell what arithmetic costs: give runs with different numbers of tokens")
     bandwidth = 1 / per_byte if per_byte > 0 else float("inf")
-    return Machine(1 / per_flop, overhead, cores), Network(latency, bandwidth)
+    return Machine(1 / per_flop, overhead, cores, per_token), Network(latency, bandwidth)
+
+
+def predicted(record: dict[str, Any], machine: Machine, network: Network) -> float:
+    """Seconds of the step that a record of ``measure`` is about, by the model."""
+    job = Job(record["weights"], record["tokens"])
+    return step_seconds(record["strategy"], job, record["world"], machine, network)["total"]
+
+
+def left_out(measured: Sequence[dict[str, Any]], cores: float) -> list[float]:
+    """For each record the error of its prediction from all the others, as a share of what was measured."""
+    errors = []
+    for one in measured:
+        machine, network = fit([other for other in measured if other is not one], cores)
+        errors.append(predicted(one, machine, network) / one["seconds"] - 1)
+    return errors
 
 
 def _not_negative(matrix: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -175,9 +197,10 @@ def _not_negative(matrix: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def measure(rows: int, hidden_size: int, strategy: str, steps: int, layers: int = 2, length: int = 64) -> dict | None:
-    """Median seconds of a step of this course's encoder on the ranks of the group; None on all but the first.
+    """Seconds of a step of this course's encoder on the ranks of the group; None on all but the first.
 
-    ``rows`` is the global batch. Steps are counted from a barrier, so that the slowest rank counts.
+    ``rows`` is the global batch. Steps are counted from a barrier, so that the slowest rank counts. Of all steps the
+    lower quartile is kept: whatever else runs on the machine can only make one longer.
     """
     import torch
     import torch.distributed as dist
@@ -209,7 +232,7 @@ def measure(rows: int, hidden_size: int, strategy: str, steps: int, layers: int 
     taken = sorted(seconds[2:])  # the first two build buckets and warm caches
     return {
         "strategy": strategy if ranks.world > 1 else "none", "weights": weights, "tokens": rows * length,
-        "world": ranks.world, "seconds": taken[len(taken) // 2], "spread": [taken[0], taken[-1]],
+        "world": ranks.world, "seconds": taken[len(taken) // 4], "spread": [taken[0], taken[-1]],
     }  # fmt: skip
 
 
@@ -231,9 +254,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def described(machine: Machine, network: Network) -> str:
-    """The four numbers in words."""
-    return (f"{machine.flops / 1e9:.0f} GFLOP/s a rank, {1e3 * machine.overhead:.1f} ms a step besides, "
-            f"{1e3 * network.latency:.2f} ms a message, {network.bandwidth / 1e9:.2f} GB/s")  # fmt: skip
+    """The five numbers in words."""
+    return (f"{machine.flops / 1e9:.0f} GFLOP/s a rank, besides {1e3 * machine.overhead:.1f} ms a step and "
+            f"{1e6 * machine.per_token:.1f} µs a token, {1e3 * network.latency:.2f} ms a message, "
+            f"{network.bandwidth / 1e9:.2f} GB/s")  # fmt: skip
 
 
 if __name__ == "__main__":

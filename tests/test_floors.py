@@ -32,6 +32,10 @@ FLOOR = {  # a room imports only from lower numbers, or from the teaching side's
     "equalities": 6,
     "generalization": 5,
     "doctor": 4,
+    "latency": 0,
+    "quiet": 0,
+    "quantization": 5,
+    "pruning": 6,
 }
 NOT_ON_A_BARE_NODE = (
     "datasets",
@@ -48,6 +52,9 @@ NOT_ON_A_BARE_NODE = (
     "pandas",
     "pyarrow",
     "sklearn",
+    "torchao",
+    "onnx",
+    "onnxruntime",
     "sslcourse.teaching",
 )
 

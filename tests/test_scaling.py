@@ -5,7 +5,7 @@ import random
 import pytest
 
 from sslcourse.parallel import bubble, timetable
-from sslcourse.scaling import Job, Machine, Network, efficiency, fit, messages, step_seconds
+from sslcourse.scaling import Job, Machine, Network, efficiency, fit, left_out, messages, predicted, step_seconds
 
 JOB = Job(weights=1_000_000, tokens=4096)
 FAST, SLOW = Network(1e-5, 1e11), Network(5e-5, 1e10)
@@ -47,7 +47,7 @@ def test_ranks_beyond_the_cores_take_turns():
 @pytest.mark.parametrize("seed", range(5))
 def test_the_fit_recovers_the_numbers_that_made_the_times(seed):
     draw = random.Random(seed)
-    machine = Machine(draw.uniform(1e9, 1e11), draw.uniform(1e-4, 1e-2), cores=2)
+    machine = Machine(draw.uniform(1e9, 1e11), draw.uniform(1e-4, 1e-2), cores=2, per_token=draw.uniform(1e-7, 1e-5))
     network = Network(draw.uniform(1e-5, 1e-3), draw.uniform(1e8, 1e10))
     measured = []
     for world in (1, 2, 3, 4):
@@ -56,7 +56,8 @@ def test_the_fit_recovers_the_numbers_that_made_the_times(seed):
             record = {"strategy": strategy, "weights": weights, "tokens": tokens, "world": world}
             measured.append(record | {"seconds": step_seconds(strategy, job, world, machine, network)["total"]})
     found, wire = fit(measured, cores=2)
-    assert (found.flops, found.overhead) == pytest.approx((machine.flops, machine.overhead), rel=1e-6)
+    wanted = (machine.flops, machine.overhead, machine.per_token)
+    assert (found.flops, found.overhead, found.per_token) == pytest.approx(wanted, rel=1e-6)
     assert (wire.latency, wire.bandwidth) == pytest.approx((network.latency, network.bandwidth), rel=1e-6)
 
 
@@ -69,9 +70,36 @@ def test_no_number_of_the_fit_is_negative():
             measured.append({"strategy": "ddp", "weights": 10**6, "tokens": tokens, "world": world,
                              "seconds": seconds + messages_cost})  # fmt: skip
     machine, network = fit(measured, cores=float("inf"))
-    assert machine.flops == pytest.approx(1e9, rel=0.2)
+    least = min(machine.overhead, machine.per_token, network.latency)
+    assert least >= 0
+    assert predicted(measured[-1], machine, network) == pytest.approx(measured[-1]["seconds"], rel=0.2)
     assert network.latency == 0
     assert network.bandwidth > 0
+
+
+def records(machine, network, strategy="ddp"):
+    for world in (1, 2, 3, 4):
+        for weights in (10**5, 10**6):
+            for tokens in (512, 2048):
+                one = {"strategy": strategy if world > 1 else "none", "weights": weights, "tokens": tokens}
+                yield one | {"world": world, "seconds": predicted(one | {"world": world}, machine, network)}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_what_was_left_out_is_predicted_from_the_others(strategy):
+    measured = list(records(Machine(1e10, 1e-3, 2, 1e-6), Network(1e-4, 1e9), strategy))
+    assert left_out(measured, 2) == pytest.approx([0] * len(measured), abs=1e-6)
+    measured[5]["seconds"] *= 2  # as if something else had run meanwhile
+    errors = left_out(measured, 2)
+    assert errors[5] == pytest.approx(-0.5, abs=1e-6)  # the others do not know of it
+    assert max(map(abs, errors)) == abs(errors[5])
+
+
+def test_a_world_that_was_never_measured_is_predicted():
+    measured = list(records(Machine(1e10, 1e-3, 2, 1e-6), Network(1e-4, 1e9)))
+    machine, network = fit([one for one in measured if one["world"] != 3], 2)
+    for one in measured:
+        assert predicted(one, machine, network) == pytest.approx(one["seconds"])
 
 
 @pytest.mark.parametrize(

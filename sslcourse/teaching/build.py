@@ -149,6 +149,7 @@ def _meaning(source: str) -> str:
 
 # A folder of somebody's machine. Not part of an address: "example.org/home/" has a letter before the slash.
 ABSOLUTE = re.compile(r"(?<![\w.~/:-])/(?:work|tmp|root|home|Users|usr|opt|var|mnt|private)/[\w.]|\b[A-Z]:\\+Users\\")
+LIVE = "application/vnd.jupyter.widget-view+json"  # the name of a widget in a kernel that is gone
 ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")
 
 
@@ -202,6 +203,8 @@ def stains(notebook: NotebookNode) -> list[str]:
             text = output_text(output)
             if output.output_type == "error":
                 found.append(f"{place} stores an error: {output.ename}: {output.evalue[:80]}")
+            if LIVE in output.get("data", {}):
+                found.append(f"{place} stores a live widget, which is none where nothing runs")
             if output.get("name") == "stderr":
                 found.append(f"{place} stores stderr: {text.strip()[:80]!r}")
             for pattern, what in ((ABSOLUTE, "an absolute path"), (ADDRESS, "a memory address")):

@@ -332,4 +332,6 @@ def strip(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         for key in ("papermill", "execution", "collapsed", "scrolled"):
             cell.metadata.pop(key, None)
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(build.LIVE, None)  # beside it stands the picture that a reader sees
     return notebook

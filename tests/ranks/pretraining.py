@@ -4,6 +4,7 @@ import argparse
 import os
 import random
 import time
+from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -22,6 +23,31 @@ SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "layers"
 RECIPE = Recipe(**SIZES, batch_size=8, precision="fp32")
 
 
+def die(*_: object, **__: object) -> None:
+    os._exit(9)
+
+
+def dies_before_the_new_checkpoint_gets_its_name(path: Path, target: Path) -> Path:
+    if path.name == "checkpoint.new" and path.with_name("checkpoint.old").exists():
+        die()
+    return RENAME(path, target)
+
+
+def dies_in_half_a_file(path: Path, texts: list[str], tokenizer: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(f"{path.name}.new").write_bytes(b"half")
+    die()
+
+
+RENAME = Path.rename
+PLANT = {  # a death at a moment that a random one seldom hits
+    "tokens": lambda: setattr(cluster, "write_tape", dies_in_half_a_file),
+    "swap": lambda: setattr(Path, "rename", dies_before_the_new_checkpoint_gets_its_name),
+    "tidy": lambda: setattr(cluster.ShardedStore, "_tidy", die),
+    "done": lambda: None,  # see below
+}
+
+
 @record
 def main() -> None:
     parser = argparse.ArgumentParser()
@@ -33,8 +59,12 @@ def main() -> None:
     parser.add_argument("--hang", type=int, help="step at which the last rank hangs")
     parser.add_argument("--timeout", type=float, default=60)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--plant", choices=PLANT, nargs="*", default=[], help="where a rank dies, one place a start")
     given = parser.parse_args()
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    planted = given.plant[attempt : attempt + 1]
+    for place in planted:
+        PLANT[place]()
 
     with distributed.start(timeout=given.timeout, device="cpu") as ranks:
 
@@ -49,6 +79,8 @@ def main() -> None:
             *corpus(), RECIPE, ranks=ranks, out=given.out, steps=given.steps, strategy=given.strategy, evaluations=4,
             resume=given.resume, on_step=on_step,
         )  # fmt: skip
+        if planted == ["done"] and not ranks.first:
+            die()
         if ranks.first:
             print(f"{run.stopped} {attempt} {[round(row['loss'], 4) for row in run.history]}")
 

@@ -42,7 +42,9 @@ MODULES = {
     "4": "fine_tuning",
     "5": "mixed_precision",
     "6": "distributed_training",
+    "7": "quantization",
     "9": "generalization",
+    "10": "pruning_and_sparsity",
 }
 
 _graders: dict[str, Callable[[Answer, Rng], None]] = {}
