@@ -609,6 +609,41 @@ def export_onnx(model: nn.Module, path: str | Path, inputs: Mapping[str, Tensor]
     return Path(path)
 
 
+def refilled_onnx(source: str | Path, target: str | Path, old: nn.Module, new: nn.Module) -> Path:
+    """The graph of ``old`` in ``source`` with the weights of ``new``, which has the same shapes, written to ``target``.
+
+    Exporting takes seconds, filling in takes none. A weight is found by its values, as it is or transposed.
+
+    Raises:
+        ValueError: for models of other shapes, or a weight of ``old`` that is not in the graph exactly once.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    check_onnx(source, target)
+    weights = [{name: weight.detach().numpy() for name, weight in model.named_parameters()} for model in (old, new)]
+    if [(name, one.shape) for name, one in weights[0].items()] != [(name, one.shape) for name, one in weights[1].items()]:
+        raise ValueError("old and new have other weights, or other shapes of weights; export new by itself")
+    quantizable(new)
+    graph = onnx.load(source)
+    held = {one.name: numpy_helper.to_array(one) for one in graph.graph.initializer}
+    filled = {}
+    for name, was in weights[0].items():
+        now = weights[1][name]
+        fits = [(place, flip) for place, array in held.items() for flip in (False, True)
+                if not (flip and was.ndim != 2) and np.array_equal(array, was.T if flip else was)]  # fmt: skip
+        if len(fits) != 1:
+            raise ValueError(f"{name} of old stands {len(fits)} times in {str(source)!r}, not once; is it old's graph?")
+        ((place, flip),) = fits
+        filled[place] = np.ascontiguousarray(now.T if flip else now)
+    for one in graph.graph.initializer:
+        if one.name in filled:
+            one.CopyFrom(numpy_helper.from_array(filled[one.name], one.name))
+    with _written(Path(target)) as out:
+        onnx.save(graph, out)
+    return Path(target)
+
+
 def int8_onnx(source: str | Path, target: str | Path, *, per_channel: bool = False) -> Path:
     """ONNX Runtime's dynamic int8: every product with a weight, and every table; activations measured as they come.
 

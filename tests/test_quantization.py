@@ -322,6 +322,39 @@ def outputs(model: nn.Module, one: dict[str, torch.Tensor]) -> torch.Tensor:
     return found.logits if getattr(found, "logits", None) is not None else found.last_hidden_state
 
 
+def stirred(model: nn.Module, seed: int) -> nn.Module:
+    """With weights that are all different, as after training."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    return model
+
+
+@torch.no_grad()
+def test_a_graph_takes_the_weights_of_another_model(tmp_path):
+    old, new = stirred(tagger(), 1), stirred(tagger(), 2)
+    path = q.export_onnx(old, tmp_path / "old.onnx", batch())
+    filled = q.refilled_onnx(path, tmp_path / "new.onnx", old, new)
+    assert torch.allclose(q.OnnxModel(filled)(**batch()), new(**batch()).logits, atol=1e-5)
+    assert torch.allclose(q.OnnxModel(path)(**batch()), old(**batch()).logits, atol=1e-5)  # the source is as it was
+    assert not torch.allclose(new(**batch()).logits, old(**batch()).logits, atol=1e-2)
+
+
+def test_weights_that_do_not_fit_a_graph_are_refused(tmp_path):
+    old = stirred(tagger(), 1)
+    path, target = q.export_onnx(old, tmp_path / "old.onnx", batch()), tmp_path / "new.onnx"
+    with pytest.raises(ValueError, match="stands 0 times in .*, not once; is it old's graph"):
+        q.refilled_onnx(path, target, stirred(tagger(), 3), old)
+    with pytest.raises(ValueError, match="other shapes of weights"):
+        q.refilled_onnx(path, target, old, finetuning.TokenClassifier(started().model, 4))
+    sick = stirred(tagger(), 2)
+    sick.body.layers[1].mlp.Wo.weight.data[0, 0] = math.nan
+    with pytest.raises(ValueError, match="holds nan or infinities"):
+        q.refilled_onnx(path, target, old, sick)
+    assert not target.exists()
+
+
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 40), (5, 12)])
 @torch.no_grad()
 def test_a_graph_computes_what_the_model_does_at_any_size(exported, rows, length):

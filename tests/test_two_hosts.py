@@ -1,12 +1,18 @@
-"""Training over a cable between two hosts, and what happens when somebody pulls it."""
+"""Training over a cable between two hosts, and what happens when it is slow, stalls, or is pulled."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from ranks.two_hosts import STEPS, TRAINS
+from safetensors.torch import load_file
+
+from sslcourse.launch import torchrun
 
 HOSTS = Path(__file__).parent / "ranks" / "two_hosts.py"
 TRY = ["ip", "link", "add", "one", "type", "veth", "peer", "name", "two"]
@@ -20,6 +26,15 @@ def namespace() -> list[str] | None:
         if subprocess.run([*prefix, *TRY], capture_output=True, check=False).returncode == 0:
             return prefix
     return None
+
+
+def without_a_slow_cable() -> bool:
+    """Whether this machine has no tun interfaces (a container may hide them)."""
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR))
+    except OSError:
+        return True
+    return False
 
 
 PREFIX = namespace()
@@ -37,6 +52,24 @@ def test_two_hosts_give_the_gradients_of_one():
     found = on_two_hosts("equal")
     assert all(of_rank["all-reduce"] for of_rank in found["collectives"])
     assert max(found["data_parallel"][how] for how in ("by hand", "ddp", "fsdp")) <= 1e-6
+
+
+@pytest.mark.skipif(without_a_slow_cable(), reason="no tun interfaces on this machine")
+def test_a_slow_cable_changes_no_gradient():
+    found = on_two_hosts("delayed")
+    assert found["there and back"] >= 0.01  # 5 ms each way
+    assert found["packets"] > 100  # they did travel over this cable
+    assert max(found["data_parallel"][how] for how in ("by hand", "ddp", "fsdp")) <= 1e-6
+
+
+@pytest.mark.skipif(without_a_slow_cable(), reason="no tun interfaces on this machine")
+def test_a_cable_that_stalls_for_less_than_the_limit_leaves_no_trace(tmp_path):
+    found = on_two_hosts("stalled", tmp_path / "over the cable")
+    assert found["passed while it stalled"] == [0, 0]
+    undisturbed = torchrun(TRAINS, tmp_path / "here", *STEPS, processes=2, timeout=200)
+    assert found["said"] == undisturbed[0].strip()
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("over the cable", "here"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_pulled_cable_ends_both_ranks_in_time_and_the_run_goes_on_afterwards(tmp_path):

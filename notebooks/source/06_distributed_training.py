@@ -73,7 +73,7 @@ folder = Path(scratch.name)
 # Almost all of distributed training is one operation: every rank has a tensor of gradients, and every rank needs the
 # **sum** of all of them. That is an *all-reduce*.
 #
-# The obvious way sends everything to rank 0, which adds and sends back. Then rank 0 moves N times as many bytes as
+# The obvious way sends everything to rank 0, which adds and sends back. Then rank 0 moves N − 1 times as many bytes as
 # anybody else, and all wait for it. The **ring** is fair: cut the tensor into N parts; at each turn every rank sends
 # *one* part to its right neighbour and adds the one that arrives from its left. After N − 1 turns each rank owns one
 # part that is complete. Another N − 1 turns carry the complete parts round.
@@ -186,8 +186,8 @@ for world in RANKS:
 # them. Say rank 0 has 3 masked tokens and rank 1 has 27. The mean of their two means gives each of the three tokens
 # nine times the weight of each of the 27. It is another loss, and nobody sees it: training runs, a little worse.
 #
-# So each rank must divide its *sum* by the count of **all** ranks. And since DDP divides by the number of ranks
-# afterwards, multiply by it beforehand.
+# So each rank must divide its *sum* by the count of **all** ranks. And since `DistributedDataParallel` (**DDP**),
+# torch's own data parallelism, divides by the number of ranks afterwards, multiply by it beforehand.
 
 # %% [markdown]
 # ### Exercise 6.2 — The loss of one rank · ★★☆ · 8 minutes
@@ -219,7 +219,8 @@ check("6.2", rank_loss)
 # %% [markdown]
 # Now the real thing. Each rank has another number of rows and of masked tokens, the last rank has **none**, and the
 # gradients are compared with those of one process on the whole batch: by hand with one `all_reduce`, by
-# `DistributedDataParallel`, by FSDP2, and with two accumulated micro-batches (`no_sync`). In `one row` the whole batch
+# DDP, by FSDP2 (explained under *Shards*), and with two accumulated micro-batches: parts of a batch whose gradients add
+# up, and which `no_sync` exchanges once, at the last part. In `one row` the whole batch
 # is one row, so that all ranks but the first have nothing at all. The figure is the largest difference, as a share of
 # the largest gradient; fp32 itself rounds at 6e-8.
 #
@@ -239,7 +240,8 @@ lesson.record("mean-of-means", min(one["mean of means"] for one in of_all))
 # %% [markdown]
 # > **Misconception: "averaging is averaging."** The line `mean of means` is what a loop gives in which every rank calls
 # > its own mean loss `.backward()`. In the stored run its gradient is off by at least {{mean-of-means}} of the largest
-# > one, where the right way is off by {{gradient-difference}}.
+# > one, where the right way is off by {{gradient-difference}}. (With two ranks, one of them without a masked token, it
+# > is simply halved. With three, tokens weigh unequally, too.)
 
 # %% [markdown]
 # ### After ten steps
@@ -257,9 +259,10 @@ lesson.record("adamw-weights-32", max(one["adamw fp32"] for one in steps))
 
 # %% [markdown]
 # SGD in fp32 stays within {{sgd-weights}}. AdamW in fp32 is off by {{adamw-weights-32}}, and in fp64 by
-# {{adamw-weights-64}} only. Why? Adam divides a gradient by its own size. Where the true gradient is zero and only
-# rounding noise is left, the noise is divided by itself, and the step is of full length, in a random direction. Watch
-# it: five weights whose gradient is nothing but noise, from that of fp64 to that of fp32 sums and above.
+# {{adamw-weights-64}} only. Why? Adam divides a gradient by its own size, so rounding counts in proportion to each
+# gradient, however small that is. In the extreme, where only rounding noise is left, the step may even be of full
+# length, in a random direction. Watch that extreme: five weights whose gradient is nothing but noise, from that of fp64
+# to that of fp32 sums and above.
 
 # %%
 noise = torch.tensor([1e-16, 1e-10, 1e-8, 1e-7, 1e-6], dtype=torch.float64)
@@ -296,9 +299,9 @@ lesson.record("adamw-noise", float(lengths["AdamW"][3]));
 def my_rows(order, batch_size, step, rank, world):
     """The rows of global batch number ``step`` that belong to ``rank``, a list, maybe empty.
 
-    order: this epoch's shuffled row numbers, the same list on every rank; leave it as it is. The global batch is the
-    next ``batch_size`` of them; the last batch may be smaller. Every row of it goes to exactly one rank, whichever, and
-    the ranks' shares differ by one row at most.
+    order: this epoch's shuffled row numbers, the same list on every rank; leave it as it is. The global batch is
+    order[step · batch_size : (step + 1) · batch_size]; the last batch may be smaller. Every row of it goes to exactly
+    one rank, whichever, and the ranks' shares differ by one row at most.
     """
     ### BEGIN SOLUTION
     return order[step * batch_size : (step + 1) * batch_size][rank::world]
@@ -342,7 +345,7 @@ print(f"{mapped.nbytes:,} bytes mapped; this rank reads {len(batch)} rows of {ma
 # %% [markdown]
 # A data set that comes as a **stream** has no row numbers. `datasets` splits it by files if their number divides by the
 # ranks'. If not, every rank reads everything and keeps each N-th example: right, but N times the reading. And a
-# stream is shuffled through a *buffer*: each example is drawn from the next so many only. First the files:
+# stream is shuffled through a *buffer*: each example is drawn from a window of the next few. First the files:
 
 # %%
 from datasets import IterableDataset
@@ -387,7 +390,7 @@ plots.show(
 # %% [markdown]
 # What to see: with a small buffer the file's order stays. An example may wait long, but none comes from behind the
 # buffer. If a file holds one country after another, so does training. So write examples into the files in a *random*
-# order, once, and as many files as a multiple of the ranks.
+# order, once, and into a number of files that the number of ranks divides.
 #
 # And **tokenise once**. Otherwise N ranks do the same work N times, and again after each restart. Under `torchrun` the
 # first rank of `python -m sslcourse pretrain` writes all ids into one file, two bytes each. All ranks map that file
@@ -411,9 +414,10 @@ lesson.record("bytes-a-token", path.stat().st_size / tokens);
 # ## Shards: why keep it all N times?
 #
 # In data parallelism every rank holds all weights, all gradients and the optimiser's whole state. **ZeRO** shards
-# them: stage 1 the optimiser's state, stage 2 also gradients, stage 3 also weights. Nothing is lost: before a layer
-# computes, its weights are gathered (*all-gather*); after its backward pass the gradients are summed and each rank
-# keeps its part (*reduce-scatter*). Those are the two halves of the ring.
+# them: stage 1 the optimiser's state, stage 2 also gradients, stage 3 also weights. Nothing is lost: in stage 3,
+# before a layer computes, its weights are gathered (*all-gather*); after its backward pass the gradients are summed and
+# each rank keeps its part (*reduce-scatter*). Those are the two halves of the ring. **FSDP** (fully sharded data
+# parallel, now FSDP2) is PyTorch's stage 3.
 
 # %% [markdown]
 # ### Exercise 6.4 — Bytes a rank · ★☆☆ · 6 minutes
@@ -451,8 +455,8 @@ lesson.record("sharded-bytes-error", 100 * max(abs(one[kind] - 1) for found in e
                                         for kind in ("ddp", "fsdp")))  # fmt: skip
 
 # %% [markdown]
-# FSDP2 cuts along the first dimension, so a matrix of 100 rows on three ranks becomes 34, 33 and 33: the few per cent
-# between formula and measurement ({{sharded-bytes-error}} here at most, less in a larger model).
+# FSDP2 cuts along the first dimension, so a matrix of 100 rows on three ranks becomes 34, 34 and 32: the few per cent
+# between formula and measurement ({{sharded-bytes-error}} % here at most, less in a larger model).
 
 # %%
 BERT, BILLION = 110e6, 1e9
@@ -479,9 +483,9 @@ plots.show(
 # ## Cutting the model itself
 #
 # When even one layer is too large, or too slow, it is cut. **Tensor parallel**: each rank has some of the attention's
-# heads and some of the MLP's columns, computes its part of the output, and one sum closes the layer. It needs a sum
-# *inside* every layer, so it stays within a machine. `sslcourse/parallel.py` does it by hand; here beside the whole
-# layer, the output and every gradient:
+# heads and some of the MLP's columns, computes its part of the output; one sum closes the attention and one the MLP,
+# and as many go back. With four sums in *every* layer it stays within a machine. `sslcourse/parallel.py` does it by
+# hand; here beside the whole layer, the output and every gradient:
 
 # %%
 for world, found in equal.items():
@@ -519,8 +523,9 @@ plots.show(
 assert abs(idle - parallel.bubble(stages, micro_batches)) < 1e-12
 
 # %% [markdown]
-# What to see: both timetables are idle for the same {{bubble}} of the time. What 1F1B saves is *memory*: a stage begins
-# to give micro-batches back before all have come, and holds four at most where GPipe holds eight.
+# What to see: both timetables are idle for the same {{bubble}} % of the time. GPipe runs all forward passes first;
+# **1F1B** alternates one forward, one backward. What it saves is *memory*: a stage keeps the activations of four
+# micro-batches at most where GPipe's keeps those of eight.
 
 # %% [markdown]
 # ## Launching
@@ -543,19 +548,20 @@ assert abs(idle - parallel.bubble(stages, micro_batches)) < 1e-12
 #
 # ```
 # #!/bin/bash
-# #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --time=04:00:00
+# #SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=64 --gpus-per-node=8 --time=04:00:00
 # export HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -1) TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # srun torchrun --nnodes=2 --nproc-per-node=8 --max-restarts=3 --rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID \
 #     --rdzv-endpoint=$HEAD:29500 -m sslcourse pretrain --text FOLDER --out DIR --strategy fsdp --resume
 # ```
 #
-# (With `--ntasks-per-node=1` SLURM starts one `torchrun` a node, and that starts the ranks. `--resume` needs a
-# checkpoint, so leave it out of the first job.)
+# (With `--ntasks-per-node=1` SLURM starts one `torchrun` a node, and that starts the ranks; by default a task has a
+# single core, so give it all of a node's. "rdzv" is the *rendezvous*, where ranks find each other; the variable makes
+# each restart meet afresh. `--resume` needs a checkpoint, so leave it out of the first job.)
 #
 # ### The same with `accelerate`
 #
-# `accelerate launch` starts `torchrun` itself; what it shall start stands in a file, which `accelerate config` asks for
-# or you write. For the same two machines:
+# `accelerate launch` starts `torchrun` itself; a file says what to start, and `accelerate config` asks for
+# its lines, or you write them. For the same two machines:
 
 # %%
 CONFIG = """\
@@ -635,9 +641,10 @@ except RankFailed as error:
 # checkpoints, and let `torchrun --max-restarts` start all ranks again from the last one.
 #
 # Two things are needed so that a restart leaves *no trace in the weights*. Everything random must depend on the step
-# alone, not on how the run came there (lesson 03 did that). And every sum must be made in the same order: DDP puts
-# gradients into other buckets after the first backward pass, and with three ranks a sum depends on the buckets. So a
-# run makes one backward pass whose result it throws away, at its start and after every restart.
+# alone, not on how the run came there (lesson 03 did that). And every sum must be made in the same order: DDP sends
+# gradients in *buckets*, several tensors at once, and cuts them anew after the first backward pass; with three ranks a
+# number's place in its bucket decides the order of its sum. So a run makes one backward pass whose result it throws
+# away, at its start and after every restart.
 #
 # The script below is a whole pretraining run. Its last rank kills itself, if told to, in the middle.
 
@@ -658,15 +665,18 @@ script.write_text(textwrap.dedent("""
                         batch_size=12, precision="fp32")
         with distributed.start(timeout=60, device="cpu") as ranks:
             first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+            seen = []  # the first number is the step at which this start went on
 
             def on_step(step):
+                seen.append(step)
                 if step == dies_at and first_start and ranks.rank == ranks.world - 1:
                     os._exit(9)  # as if the machine had lost power: no exception, no goodbye
 
             run = cluster.pretrain(texts[:70], texts[70:], recipe, ranks=ranks, out=out, steps=steps, strategy=strategy,
                                    evaluations=4, on_step=on_step)
             if ranks.first:
-                print("ended after start number", 1 + int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
+                print("ended after start number", 1 + int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
+                      "which began with step", seen[0])
 
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
 """), encoding="utf-8")  # fmt: skip
@@ -699,11 +709,15 @@ print(f"{differs} of {sum(weight.numel() for weight in undisturbed.values()):,} 
 # ## Does it pay?
 #
 # Now the speed. A step of N ranks takes the time of its arithmetic, plus what communication the arithmetic cannot hide.
-# Five numbers describe that: FLOP/s of a rank, a fixed time a step and a token besides, seconds a message, bytes a
-# second. We measure small steps on this machine, fit the five, and **hold one configuration back** to see what the fit
-# is worth. Overlap is none here: on a laptop who sends and who computes share the cores.
+# Five numbers describe that: $F$, the FLOP/s of a rank; a fixed time $a$ a step and $b$ a token besides; $\ell$ seconds
+# a message; $B$ bytes a second. With $W$ weights, $T$ tokens and $N$ ranks a step of DDP takes
 #
-# Two cores are two cores: three and four ranks take turns, and the model is told so.
+# $$ c \left(a + b \, \frac{T}{N} + \frac{6 W T}{N F}\right) + 2 (N - 1) \, \ell + 2 \, \frac{N - 1}{N} \,
+# \frac{4 W}{B}, \qquad c = \max(1, N / \text{cores}). $$
+#
+# The factor $c$ says that two cores are two cores: three and four ranks take turns. Overlap is none here: on a laptop
+# who sends and who computes share the cores. We measure small steps on this machine, fit the five numbers, and **hold
+# one configuration back** to see what the fit is worth.
 
 # %%
 cores = doctor.allowed_cores()
@@ -752,8 +766,9 @@ plots.show(
 )
 
 # %% [markdown]
-# In the stored run the step that was held back is predicted within {{held-back-error}}; half of all are within
-# {{fit-error-median}}. Was it luck? Hold *each* one back in turn, and then all steps of three ranks at once:
+# In the stored run the step that was held back is predicted within {{held-back-error}} %; of all steps, most of which
+# the fit has seen, half are within {{fit-error-median}} %. Was it luck? Hold *each* one back in turn, and then all
+# steps of three ranks at once:
 
 # %%
 errors = sorted(100 * abs(error) for error in scaling.left_out(measured, cores))
@@ -768,8 +783,9 @@ if full:
     lesson.record("three-ranks-error", errors[len(errors) // 2])
 
 # %% [markdown]
-# Half of the steps are within {{left-out-median}} when the fit has not seen them, and those of three ranks within
-# {{three-ranks-error}}; the worst of all is off by {{left-out-worst}}. It is a rule for thinking, not a stop-watch.
+# Half of the steps are within {{left-out-median}} % when the fit has not seen them, and half of those of three ranks
+# within {{three-ranks-error}} %; the worst of all is off by {{left-out-worst}} %. It is a rule for thinking, not a
+# stop-watch.
 #
 # **Strong scaling** holds the global batch fixed: how much faster is one step? **Weak scaling** gives every rank its
 # own batch: how much longer does a step take than with one rank?
@@ -794,8 +810,9 @@ if full:
 #
 # The same formula, with the numbers of a cluster in place of ours. **These are assumptions, not measurements**: each
 # GPU does $400$ TFLOP/s of useful bf16 work, eight stand in a node with $300$ GB/s between them, nodes are joined by
-# $25$ GB/s a GPU, a message takes $10$ µs inside a node and $30$ µs outside, gradients travel in bf16, and half of the
-# arithmetic can hide communication. The global batch is half a million tokens, whatever the number of GPUs.
+# $25$ GB/s a GPU, a message takes $10$ µs inside a node and $30$ µs outside, a step costs $1$ ms besides, gradients
+# travel in bf16, and half of the arithmetic can hide communication. The global batch is half a million tokens, whatever
+# the number of GPUs.
 
 # %%
 GPU = Machine(flops=400e12, overhead=1e-3)
@@ -873,12 +890,13 @@ slider_picture(
 
 # %% [markdown]
 # What to see: at the left end of the bandwidth slider everything falls early, and half the bytes are worth most there.
-# At its right end only latency is left, and no compression helps against that.
+# At its right end latency is left, which no compression helps, and the bytes inside a node.
 #
 # ## Fewer bytes
 #
 # Gradients need not travel as they are. **Rounded** to bf16 or fp16 they are half as long; DDP has *hooks* for that
-# (`model.register_comm_hook(None, bf16_compress_hook)`). **PowerSGD** sends two thin factors of each gradient matrix,
+# (`model.register_comm_hook(None, bf16_compress_hook)`). **PowerSGD** sends two thin factors of each gradient matrix
+# (of an m × n matrix one of m × 4 and one of 4 × n),
 # and adds what was lost to the next step's gradient. `thin` is one round of it, written out in
 # `sslcourse/equalities.py`. Measured between real ranks: the bytes, the first gradient, and the loss on one batch after
 # sixty steps.
@@ -924,7 +942,8 @@ lesson.record("fsdp-costs", bought["1 B", "FSDP, bf16"] / bought["1 B", "DDP, bf
 
 # %% [markdown]
 # - **DDP** while the model fits: the fewest bytes.
-# - **bf16 on the wire** always: on the slow network it makes the larger model {{bf16-buys}} times as fast as fp32 does.
+# - **bf16 on the wire** first: on the slow network it makes the larger model {{bf16-buys}} times as fast as fp32 does.
+#   (Measured here between few ranks. With many, sums in bf16 lose more: watch the loss.)
 # - **Thin factors** only where the network is the limit: there {{thin-buys}} times, before the steps that they cost.
 # - **FSDP** where the model does not fit: it sends half as much again as DDP in bf16, which on the slow network leaves
 #   {{fsdp-costs}} of the speed. It buys memory with that.

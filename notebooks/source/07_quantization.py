@@ -68,8 +68,8 @@ folder = Path(scratch.name)
 #
 # After training, nobody adds small updates to the weights any more. So the reason for 32 bits is gone (lesson 05), and
 # eight will do: a quarter of the file and of the memory traffic. And the processor may multiply faster. One
-# instruction of a CPU with *VNNI* multiplies four pairs of int8 numbers and adds them to an int32, where fp32 handles
-# one pair.
+# instruction of a CPU with *VNNI* multiplies, in each place of 32 bits, four pairs of int8 numbers and adds them to an
+# int32, where fp32 handles one pair.
 
 # %%
 flags = doctor.cpu_flags()
@@ -163,9 +163,9 @@ def affine_int8(x):
     """(values, scale, zero_point): x on a grid of 256 whole numbers, -128 to 127, that covers its range and 0.
 
     x: a float32 tensor of any shape, not empty, finite, not all zeros. values: int8, of x's shape. scale: a Python
-    float, the range (from min(x.min(), 0) to max(x.max(), 0)) divided by 255. zero_point: a Python int from -128 to
-    127, the number that 0 falls on: round(-128 - low / scale). A number becomes round(x / scale) + zero_point, ties to
-    even, and what falls outside the 256 numbers goes to the nearer end.
+    float, the range from low = min(x.min(), 0) to high = max(x.max(), 0), divided by 255. zero_point: a Python int, the
+    number that 0 falls on: round(-128 - low / scale), and at least -128 and at most 127. A number becomes
+    round(x / scale) + zero_point, ties to even, and what falls outside the 256 numbers goes to the nearer end.
     """
     ### BEGIN SOLUTION
     low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
@@ -188,7 +188,8 @@ check("7.1", affine_int8)
 # ## One outlier spoils it
 #
 # The scale follows the *largest* number. We plant a single weight that is twenty times as large as the largest, and
-# look at all the others. The unit is the decibel: signal to noise, where 6 dB are one bit.
+# look at all the others. The unit is the decibel: signal to noise, $10 \log_{10}(\sum x^2 / \sum \text{error}^2)$; 6 dB
+# are one bit.
 
 # %%
 planted = weight.clone()
@@ -219,9 +220,9 @@ for name, matrix in matrices.items():
 # %% [markdown]
 # ## Multiplying whole numbers
 #
-# A product of two int8 numbers takes up to 15 bits, and a sum of many more than that. So the sum is an int32, and it is
-# *exact*: nothing is rounded in it, in whatever order. We write the product out, and compare it with the library's
-# kernel, also where every number is −128, the most that can come together.
+# A product of two int8 numbers takes up to 16 bits, and a sum of many more than that. So the sum is an int32, and up to
+# $131{,}071$ products it is *exact*: nothing is rounded in it, in whatever order. We write the product out, and compare
+# it with the library's kernel, also where every number is −128, the most that can come together.
 
 # %%
 def product(a, b):
@@ -304,8 +305,8 @@ check("7.2", affine_product)
 # ### The same layer by the libraries
 #
 # Do libraries give the same numbers? Not to the bit. The grid of the activations is up to them: torchao has a scale for
-# each token, as we do. `torch.ao`'s kernel, its deprecated predecessor, has one for all tokens and spares a bit: older
-# CPUs add pairs of products in 16 bits, and with eight-bit activations those sums would saturate. So it uses 7.
+# each token, as we do. `torch.ao`'s kernel, its deprecated predecessor, has one for all tokens and gives up a bit:
+# older CPUs add pairs of products in 16 bits, and with eight-bit activations those sums would saturate. So it uses 7.
 
 
 # %%
@@ -348,11 +349,11 @@ if full:
     lesson.record("int8-file", ratio)
 
 # %% [markdown]
-# The loss moves by {{int8-loss}} nats, the file shrinks to {{int8-file}}.
+# The loss moves by {{int8-loss}} nats, the file shrinks to {{int8-file}} of its size.
 #
 # ## Activations have outliers, too
 #
-# Weights are well-behaved; decay and initialisation see to that. Activations are not. `observe` reads some rows of
+# Activations are often less even than weights. `observe` reads some rows of
 # training text and notes what comes into every layer, channel by channel.
 
 # %%
@@ -382,7 +383,8 @@ plots.show(figure, alt="Two bar charts over 256 input channels of one layer. Lef
 #
 # $$ s_j = \frac{\max|x_j|^{\alpha}}{\max|w_j|^{1-\alpha}}, $$
 #
-# α = ½ leaves both sides with the same maximum. And the division costs nothing: it goes into the norm before.
+# α = ½ leaves both sides with the same maximum. And the division costs nothing: it goes into the norm before. (The
+# layer in the picture, our most uneven one, has none before it; below we smooth `Wqkv` and `Wi`.)
 
 # %% [markdown]
 # ### Exercise 7.3 — Smoothing factors · ★★☆ · 8 minutes
@@ -503,7 +505,8 @@ if full:
 
 # %% [markdown]
 # What to see: eight bits are free, four cost something, and between three and two the model falls off a cliff. Groups
-# are worth their scales.
+# of 32 are worth their scales: three bits in groups take a little less than four in rows, and do better. Groups of 8
+# do not save two bits.
 
 # %%
 if full:
@@ -532,7 +535,8 @@ def straight_through(x, gradient, scale, zero_point, low, high):
 
     x: float32, what came in. gradient: float32, of x's shape, what comes back to the output. The grid: a number becomes
     round(x / scale) + zero_point, ties to even, which saturates below ``low`` and above ``high`` (whole numbers, both
-    still on the grid). Inside, ends included, the gradient passes unchanged; where it saturated, it is 0.
+    still on the grid). Where the whole number, before it saturates, is from ``low`` to ``high``, both included,
+    the gradient passes unchanged; elsewhere it is 0.
     """
     ### BEGIN SOLUTION
     level = torch.round(x / scale) + zero_point
@@ -563,9 +567,9 @@ lesson.record("fake-quantize-unequal", unequal)
 print(f"outputs and gradients that differ from torch's: {unequal}; gradients stopped: {int((x.grad == 0).sum())}")
 
 # %% [markdown]
-# Now the encoder with two bits a weight, in groups of 32. Three contestants, the same batches, rates and number of
-# steps for the last two: rounded without any training; trained a little *without* rounding and rounded afterwards (so
-# that training alone gets its due); trained with the rounding on.
+# Now the encoder with two bits a weight (three numbers: −1, 0 and 1), in groups of 32. Three contestants, the same
+# batches, rates and number of steps for the last two: rounded without any training; trained a little *without* rounding
+# and rounded afterwards (so that training alone gets its due); trained with the rounding on.
 
 # %%
 STEPS = lesson.choose(quick=4, full=120)
@@ -625,10 +629,11 @@ if full:
 
 # %% [markdown]
 # Converting changed the loss by {{convert-moves}}: what was trained is what is stored. Four bits are now {{qat-int4}}
-# nats above the fp32 model that we began with; rounded without training they were {{int4-groups}} above it.
+# nats above the fp32 model that we began with; before the training the same grid stood at `prepared` above. (There is
+# no control here: part of that gain may be the training's own.)
 #
 # > **Misconception: "quantization is compression, done once training is over."** Down to eight bits it is, and costs
-# > next to nothing. Below four it is a matter of training: the cell above gave the same two bits to the same weights
+# > next to nothing. Below four it is a matter of training: the cell above gave two bits to the same encoder
 # > three times, and only one of the models is of use.
 #
 # ## What the libraries do to a model
@@ -808,13 +813,15 @@ if full:
 
 # %% [markdown]
 # fp32 has {{f1-fp32}}; ONNX Runtime's dynamic int8 moves it by {{f1-onnx-dynamic}}, and no route by more than
-# {{f1-worst}}. Eight bits do not show in the score.
+# {{f1-worst}}. No difference can be seen with three seeds, whose
+# intervals are about a hundredth wide.
 #
 # ## Side by side: size and time
 #
 # Our encoder is tiny: a million weights, half of them a table. So the same routes on one of **22 million** (six layers
 # of 384, MiniLM's shape). Its weights are random, since no real ones can be fetched offline: time and size do not mind,
-# and for quality we compare outputs. Every route takes its turn in every round.
+# and for quality we compare outputs (a best case, for random weights have no trained outliers). Every route takes its
+# turn in every round.
 
 # %%
 torch.manual_seed(0)
@@ -881,11 +888,12 @@ if full:
 
 # %% [markdown]
 # What to see. ONNX Runtime's dynamic int8 is {{speed-onnx-dynamic}} times as fast as fp32 in torch, with a file of
-# {{file-onnx-dynamic}}. Part of that is the runtime: its fp32 alone is {{speed-onnx-fp32}} times as fast. torchao
+# {{file-onnx-dynamic}}. That is not the runtime's doing: its fp32 has {{speed-onnx-fp32}} of torch's speed. torchao
 # without a compiler gives {{speed-torchao}}, and a file of {{file-torchao}}, since its table stays in fp32. Weight-only
 # int8 gives {{speed-weight-only}}: it unpacks weights before it multiplies, which pays only where memory is the
-# bottleneck. bf16 gives {{speed-bf16}} with no calibration and no other runtime. That is the bar to pass, and int8
-# passes it by less than the instructions promise: norms, softmax and the conversions between grids stay.
+# bottleneck. bf16 gives {{speed-bf16}} with no calibration and no other runtime. That is the bar, and in the stored run
+# few of the int8 routes pass it, none by what the instructions promise: norms, softmax and the conversions between
+# grids stay.
 #
 # ### With real weights, and with a compiler
 #
@@ -939,8 +947,9 @@ for what, attempt in attempts.items():
 # %% [markdown]
 # ## With a GPU
 #
-# GPUs multiply int8 twice as fast as bf16, and from Hopper on fp8 as well. `python -m benchmarks.quantization --device
-# cuda` measures both there and stores what it finds; it is shown here as it was stored.
+# By their data sheets A100 and H100 multiply int8 up to twice as fast as bf16; fp8 came with Ada and Hopper. `python -m
+# benchmarks.quantization --device cuda` measures both there and stores what it finds; it is shown here as it was
+# stored.
 
 # %%
 store = lesson.root / "data" / "measured" / "quantization_gpu.json"
