@@ -6,7 +6,7 @@
 
 The first two fine-tune on the person names of lesson 04 with each seed (800 sentences, the rate that lesson 04 found),
 quantize every fine-tuned model by every route, and score it on the test countries: token F1 beside fp32's own, seed by
-seed. Latency is interleaved with fp32's, two routes more than the lesson has (``torch.compile`` takes half a minute to
+seed. Latency is interleaved with fp32's, some routes more than the lesson has (``torch.compile`` takes half a minute to
 start). Writes ``data/measured/quantization_<encoder>.json``, with machine, versions, date and command. Let nothing else
 run.
 """
@@ -33,6 +33,7 @@ from sslcourse import quantization as q
 
 COUNT, STEPS = 800, 100
 SHAPES = ((1, 128), (8, 128))
+WITH_TABLE = "torchao dynamic, table too"
 
 
 def tagger(body: Any, tokenizer: Any, names: dict[str, list], rate: float, seed: int) -> finetuning.TokenClassifier:
@@ -91,7 +92,9 @@ def on_cpu(encoder: str, seeds: int, rounds: int) -> dict[str, Any]:
     for seed in range(seeds):
         model = tagger(body, tokenizer, names, rate, seed)
         with tempfile.TemporaryDirectory() as folder:
-            found = q.routes(model, calibration[0], folder, calibration) | {"torch.ao (deprecated)": deprecated(model)}
+            found = q.routes(model, calibration[0], folder, calibration)
+            found[WITH_TABLE] = q.Route(q.torchao_copy(model, tables=True))
+            found["torch.ao (deprecated)"] = deprecated(model)
             for name, route in found.items():
                 f1.setdefault(name, []).append(token_f1(route.model, test, names["test"]))
             print(seed, {name: round(values[-1], 4) for name, values in f1.items()}, flush=True)
@@ -115,7 +118,9 @@ def _speed(model: torch.nn.Module, found: dict[str, q.Route], rows: int, rounds:
     body, compiled = model.body, {}
     calls: dict[str, Any] = dict(found)
     calls["bf16 autocast"] = partial(_autocast, model)
-    for name, one in (("fp32 compiled", body), ("torchao dynamic, compiled", q.torchao_copy(model).body)):
+    for name, one in (("fp32", body), ("torchao dynamic", q.torchao_copy(model).body),
+                      (WITH_TABLE, found[WITH_TABLE].model.body)):  # fmt: skip
+        name += ", compiled"
         compiled[name] = torch.compile(one, dynamic=False)
         calls[name] = torch.inference_mode()(compiled[name])
     speed = {}

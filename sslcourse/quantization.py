@@ -534,10 +534,14 @@ def disk_bytes(model: nn.Module) -> int:
 # --- torchao ---------------------------------------------------------------------------------------------------------
 
 
-def torchao_copy(model: nn.Module, how: str = "dynamic") -> nn.Module:
+def torchao_copy(model: nn.Module, how: str = "dynamic", *, tables: bool = False) -> nn.Module:
     """A copy whose linear layers torchao computes: "dynamic" int8 products, or "weight-only", which saves memory alone.
 
     The modules stay ``nn.Linear``; what changes is the type of their weight, and with it which kernel runs.
+
+    Args:
+        tables: also put embeddings into int8. Each call then unpacks a whole table to read some of its rows, unless
+            ``torch.compile`` joins the two.
 
     Raises:
         ValueError: as ``quantizable``, or for an unknown ``how``.
@@ -550,6 +554,8 @@ def torchao_copy(model: nn.Module, how: str = "dynamic") -> nn.Module:
     quantizable(model)
     made = copy.deepcopy(model).eval()
     quantize_(made, configs[how]())
+    if tables:
+        quantize_(made, Int8WeightOnlyConfig(), filter_fn=lambda module, _: isinstance(module, nn.Embedding))
     return made
 
 
@@ -621,15 +627,16 @@ def refilled_onnx(source: str | Path, target: str | Path, old: nn.Module, new: n
     from onnx import numpy_helper
 
     check_onnx(source, target)
-    weights = [{name: weight.detach().numpy() for name, weight in model.named_parameters()} for model in (old, new)]
-    if [(name, one.shape) for name, one in weights[0].items()] != [(name, one.shape) for name, one in weights[1].items()]:
+    before, after = ({name: weight.detach().numpy() for name, weight in model.named_parameters()}
+                     for model in (old, new))  # fmt: skip
+    if {name: one.shape for name, one in before.items()} != {name: one.shape for name, one in after.items()}:
         raise ValueError("old and new have other weights, or other shapes of weights; export new by itself")
     quantizable(new)
     graph = onnx.load(source)
     held = {one.name: numpy_helper.to_array(one) for one in graph.graph.initializer}
     filled = {}
-    for name, was in weights[0].items():
-        now = weights[1][name]
+    for name, was in before.items():
+        now = after[name]
         fits = [(place, flip) for place, array in held.items() for flip in (False, True)
                 if not (flip and was.ndim != 2) and np.array_equal(array, was.T if flip else was)]  # fmt: skip
         if len(fits) != 1:

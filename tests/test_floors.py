@@ -34,6 +34,7 @@ FLOOR = {  # a room imports only from lower numbers, or from the teaching side's
     "doctor": 4,
     "latency": 0,
     "quiet": 0,
+    "ladder": 4,
     "quantization": 5,
     "pruning": 6,
 }

@@ -301,6 +301,17 @@ def test_torchao_computes_nearly_what_the_model_does(how):
         q.torchao_copy(model, "static")
 
 
+@torch.no_grad()
+def test_torchao_reads_a_table_of_int8_rows():
+    model = bert()
+    small, plain = q.torchao_copy(model, tables=True), q.torchao_copy(model)
+    assert q.sqnr(model(**batch()).last_hidden_state, small(**batch()).last_hidden_state) > 25
+    assert q.disk_bytes(small) < 0.6 * q.disk_bytes(plain)  # a table is most of this model
+    rows = small.embeddings.word_embeddings(torch.tensor([7, 9]))
+    ours = q.Int8Embedding(model.embeddings.word_embeddings)(torch.tensor([7, 9]))
+    assert torch.allclose(rows, ours, atol=float(ours.abs().max()) / 127)  # a whole step: ties and scales are torchao's
+
+
 def bert() -> BertModel:
     torch.manual_seed(0)
     return BertModel(BertConfig(**SIZES, num_attention_heads=2), add_pooling_layer=False).eval()
@@ -344,7 +355,7 @@ def test_a_graph_takes_the_weights_of_another_model(tmp_path):
 def test_weights_that_do_not_fit_a_graph_are_refused(tmp_path):
     old = stirred(tagger(), 1)
     path, target = q.export_onnx(old, tmp_path / "old.onnx", batch()), tmp_path / "new.onnx"
-    with pytest.raises(ValueError, match="stands 0 times in .*, not once; is it old's graph"):
+    with pytest.raises(ValueError, match=r"stands 0 times in .*, not once; is it old's graph"):
         q.refilled_onnx(path, target, stirred(tagger(), 3), old)
     with pytest.raises(ValueError, match="other shapes of weights"):
         q.refilled_onnx(path, target, old, finetuning.TokenClassifier(started().model, 4))

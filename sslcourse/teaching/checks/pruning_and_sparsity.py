@@ -13,7 +13,7 @@ from sslcourse.teaching.checks import Answer, Rng, Wrong, close, grader, true
 def magnitude_mask(answer: Answer, rng: Rng) -> None:
     """(tensors, sparsity) -> masks."""
     # Shares that round up, down and to the even number; 0 and 1; ties; one tensor much larger than the others.
-    for round_, sparsity in enumerate((0.3, 0.0, 1.0, 0.5, 0.5, 0.4, 0.35, 0.7)):
+    for round_, sparsity in enumerate((0.3, 0.0, 1.0, 0.5, 0.5, 0.4, 0.35, 0.7, 0.2, 0.45, 0.6)):
         shapes = [(rng.integer(3, 5), rng.integer(4, 6)), (rng.integer(5, 9),), (2, rng.integer(2, 3), 3)]
         tensors = [rng.normal(*shape) for shape in shapes]
         total = sum(tensor.numel() for tensor in tensors)
@@ -31,7 +31,19 @@ def magnitude_mask(answer: Answer, rng: Rng) -> None:
             sparsity = (int((sizes < 1).sum()) + rng.integer(1, int((sizes == 1).sum()) - 1)) / len(sizes)
         elif round_ == 7:
             tensors = [torch.full((3, 4), -1.0), torch.ones(6)]  # all equal
+        elif round_ == 8:  # more zeros than may go
+            tensors = [tensor * (rng.uniform(*tensor.shape) > 0.7) for tensor in tensors]
+        elif round_ == 9:  # a view, whose memory runs the other way
+            tensors[0] = rng.normal(*tensors[0].shape[::-1]).T
+        elif round_ == 10:
+            tensors = [nearly_equal(rng, *tensor.shape) for tensor in tensors]
         _compare_masks(answer(tensors, sparsity), tensors, sparsity)
+
+
+def nearly_equal(rng: Rng, *shape: int) -> torch.Tensor:
+    """Numbers about 1 that differ, and not by much: their order is lost in 16 bits, or by a nudge against ties."""
+    steps = torch.tensor(rng.python.sample(range(-500, 500), torch.Size(shape).numel()))
+    return (1 + steps * 2.0**-22).view(shape)
 
 
 def _ranked(tensors: list[torch.Tensor], keys: list[torch.Tensor], zeros: int) -> list[torch.Tensor]:
@@ -96,15 +108,14 @@ def _compare_masks(got: Any, tensors: list[torch.Tensor], sparsity: float) -> No
 @grader("10.2")
 def movement_step(answer: Answer, rng: Rng) -> None:
     """(weight, mask, gradient, scores, sparsity) -> (scores, mask)."""
-    for round_ in range(6):
-        rows, columns = rng.integer(4, 6), rng.integer(6, 8)
-        shape = (rows, columns)
+    for round_ in range(7):
+        shape = [(rng.integer(4, 6), rng.integer(6, 8)), (5, 7), (5, 5)][max(0, round_ - 3) if round_ < 6 else 0]
         weight, gradient, scores = rng.normal(*shape), rng.normal(*shape), 0.5 * rng.normal(*shape)
         mask = rng.uniform(*shape) > 0.5
         mask[0, 0], mask[0, 1] = True, False
         if round_ == 0:
             scores = torch.zeros(shape)
-        sparsity = (0.6, 0.0, 1.0, 0.25, 0.5, 0.8)[round_]
+        sparsity = (0.6, 0.0, 1.0, 0.25, 0.5, 0.5, 0.8)[round_]  # 17.5 of 35 is 18, 12.5 of 25 is 12
         got = answer(weight, mask, gradient, scores, sparsity)
         _compare_movement(got, weight, mask, gradient, scores, sparsity)
 
@@ -162,14 +173,19 @@ def _compare_movement(got: Any, weight: torch.Tensor, mask: torch.Tensor, gradie
 @grader("10.3", forbidden=("to_sparse_semi_structured",))
 def two_of_four(answer: Answer, rng: Rng) -> None:
     """[..., 4k] -> mask."""
-    for round_, shape in enumerate([(4, 16), (3, 8), (2, 3, 12), (5, 4), (6, 8), (8, 4), (4,), (1, 4)]):
+    for round_, shape in enumerate([(4, 16), (3, 8), (2, 3, 12), (5, 4), (6, 8), (8, 4), (4,), (1, 4), (5, 8), (4, 8)]):
         weight = rng.normal(*shape)
         if round_ == 1:
             weight = weight.abs() * torch.where(rng.uniform(*shape) > 0.3, -1.0, 1.0)  # many negative ones
         if round_ == 4:
             weight = rng.integers(-1, 2, *shape).float()  # many ties, and zeros
+            weight[0, :4] = torch.tensor([-1.0, 1.0, 1.0, 0.0])
         if round_ == 7:
             weight = torch.zeros(shape)
+        if round_ == 8:
+            weight = rng.normal(8, 5).T  # a view, whose memory runs the other way
+        if round_ == 9:
+            weight = nearly_equal(rng, *shape)
         _compare_pattern(answer(weight), weight)
 
 
@@ -221,12 +237,14 @@ def _compare_pattern(got: Any, weight: torch.Tensor) -> None:
 @grader("10.4")
 def drop_heads(answer: Answer, rng: Rng) -> None:
     """(wqkv, wo, heads, gone) -> (wqkv, wo), smaller."""
-    for round_ in range(6):
+    for round_ in range(7):
         heads = rng.integer(3, 5)
         size = rng.python.choice([2, 3, 4])
-        hidden = heads * size + rng.integer(0, 3)
+        hidden = heads * size + (heads + 1 if round_ == 2 else rng.integer(0, 3))
         wqkv, wo = rng.normal(3 * heads * size, hidden), rng.normal(hidden, heads * size)
-        count = (1, heads - 1, 0, 1, 2, 1)[round_]
+        if round_ == 5:  # views, whose memory runs the other way
+            wqkv, wo = rng.normal(hidden, 3 * heads * size).T, rng.normal(heads * size, hidden).T
+        count = (1, heads - 1, 1, 1, 2, 1, 0)[round_]
         gone = rng.python.sample(range(heads), count)
         if round_ == 1:
             gone = list(range(heads - 1))
@@ -250,6 +268,7 @@ def _compare_heads(got: Any, wqkv: torch.Tensor, wo: torch.Tensor, heads: int, g
     def columns(chosen: list[int]) -> torch.Tensor:
         return wo.view(hidden, heads, size)[:, :, :][:, chosen].reshape(hidden, -1)
 
+    wqkv, wo = wqkv.contiguous(), wo.contiguous()
     where = f"heads={heads}, gone={gone}: "
     by_head = wqkv.view(heads, 3, size, hidden)[keep].reshape(-1, hidden)
     inner = wqkv.view(3, size, heads, hidden)[:, :, keep].reshape(-1, hidden)
@@ -294,6 +313,8 @@ def soft_loss(answer: Answer, rng: Rng) -> None:
         labels = rng.integers(0, classes, batch, seq)
         labels[rng.uniform(batch, seq) > 0.6] = -100
         labels[0, 0], labels[0, 1], labels[1, :2] = 1, -100, 0  # rows of unequal length
+        if round_ == 4:  # labels mean nothing but "not -100"
+            labels[0, 2], labels[1, 0], labels[1, 1] = -1, classes + 3, -7
         if round_ == 3:
             student, teacher = 100 * student.clamp(-2, 2), 100 * teacher.clamp(-2, 2)
             student[0, 0, :2], teacher[0, 0, :2] = torch.tensor([200.0, -200.0]), torch.tensor([150.0, 200.0])
@@ -314,7 +335,8 @@ def _compare_soft(got: Any, student: torch.Tensor, teacher: torch.Tensor, labels
     forward, n = rows(teacher, student), int(scored.sum())
     want = T**2 * forward[scored].mean()
     cross = -((teacher.detach() / T).softmax(-1) * (student.detach() / T).log_softmax(-1)).sum(-1)
-    hard = torch.nn.functional.cross_entropy(student.detach()[scored], labels[scored])
+    known = labels[scored].clamp(0, student.shape[-1] - 1)
+    hard = torch.nn.functional.cross_entropy(student.detach()[scored], known)
     per_row = torch.stack([forward[i][scored[i]].mean() for i in range(len(labels)) if bool(scored[i].any())]).mean()
     unlike = (student.detach()[scored] - teacher.detach()[scored]).square().mean()
     mistakes = {

@@ -1,0 +1,165 @@
+"""Command line; see the package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import MEASURED, store
+from benchmarks.pretraining import peers, report
+from benchmarks.pretraining.peers import Knobs
+from sslcourse import corpus, precision, pretrain_cli
+
+SWEEP_SEED = 100  # not one of a race's
+START = {  # where each peer's sweep begins: the best of an earlier, smaller trial
+    "bert": Knobs(rate=1e-3),
+    "modernbert": Knobs(rate=1.5e-3),
+    "started": Knobs(rate=4e-3, activation="silu"),
+    "course": Knobs(rate=6e-3, activation="silu", mask_rate=0.3, beta2=0.98),
+}
+MOVES: list[dict[str, Any]] = [  # tried one after the other on what is best so far; a number multiplies, two alternate
+    {"rate": 2.0}, {"rate": 0.5}, {"mask_rate": [0.15, 0.3]}, {"beta2": [0.999, 0.98]}, {"batch": 0.5},
+    {"warmup": [0.1, 0.3]}, {"start": 3.0}, {"hidden": 1.5, "inner": 1.5, "heads": [2, 3]},
+    {"activation": ["gelu", "silu"]}, {"windows": [False, True]}, {"rate": 1.4},
+]  # fmt: skip
+
+
+def moved(knobs: Knobs, move: dict[str, Any]) -> Knobs:
+    """The knobs after a move: times a number, or the other one of two."""
+    changes = {}
+    for name, by in move.items():
+        now = getattr(knobs, name)
+        if isinstance(by, list):
+            changes[name] = by[0] if now == by[1] else by[1]
+        else:
+            changes[name] = type(now)(now * by)
+    return replace(knobs, **changes)
+
+
+def texts(folder: str | None) -> tuple[list[str], list[str]]:
+    """(training, held-out) documents: the factbook, or a folder's files, split as ``sslcourse pretrain`` does."""
+    if folder is None:
+        splits = corpus.load_splits()
+        return tuple([row["text"] for row in splits[name]] for name in ("train", "validation"))
+    return pretrain_cli.split(pretrain_cli.read_texts(folder), seed=0)
+
+
+def trial(given: dict[str, Any]) -> dict[str, Any]:
+    """One contestant in this process."""
+    text = peers.Text.of(*texts(given["text"]))
+    found = peers.run(given["peer"], text, Knobs.of(**given["knobs"]), given["seconds"], given["looks"], given["seed"])
+    peak = precision.peak_flops(torch.bfloat16)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+    return given | found | {"peak_flops": peak, "memory_mb": memory, "threads": torch.get_num_threads()}
+
+
+def in_a_process(given: dict[str, Any]) -> dict[str, Any]:
+    """The same in a process of its own, so that memory and warm caches are nobody else's.
+
+    Raises:
+        RuntimeError: if it fails, with the end of what it said.
+    """
+    command = [sys.executable, "-m", "benchmarks.pretraining", "trial", json.dumps(given)]
+    quiet = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{given['peer']} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def race(
+    names: Sequence[str], knobs: dict[str, Knobs], seconds: float, seeds: int, looks: int, text: str | None
+) -> list[dict[str, Any]]:
+    """Every contestant with every seed, in turns, the order rotating."""
+    trials = []
+    for seed in range(seeds):
+        turn = seed % len(names)
+        for name in [*names[turn:], *names[:turn]]:
+            given = {"peer": name, "knobs": asdict(knobs.get(name, Knobs())), "seconds": seconds, "looks": looks,
+                     "seed": seed, "text": text}  # fmt: skip
+            trials.append(in_a_process(given))
+            last = trials[-1]["points"][-1]
+            print(f"seed {seed} {name:11s} {last[1]:.3f} nats after {last[0]:.0f} s", flush=True)
+    return trials
+
+
+def sweep(names: Sequence[str], seconds: float, text: str | None) -> dict[str, Any]:
+    """For each peer the same number of trials: each changes what is best so far by one move, and is kept if better."""
+    table: dict[str, Any] = {}
+    for name in names:
+        best, tried = START[name], []
+        for move in [{}, *MOVES]:
+            knobs = moved(best, move)
+            given = {"peer": name, "knobs": asdict(knobs), "seconds": seconds, "looks": 1, "seed": SWEEP_SEED,
+                     "text": text}  # fmt: skip
+            loss = in_a_process(given)["points"][-1][1]
+            if all(loss < one["loss"] for one in tried):
+                best = knobs
+            tried.append({"move": move, "knobs": asdict(knobs), "loss": loss})
+            print(f"{name:11s} {move} {loss:.3f}{' *' if best == knobs else ''}", flush=True)
+        table[name] = {"best": asdict(best), "trials": tried}
+    return table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pretraining", description="Pretraining side by side.")
+    commands = parser.add_subparsers(dest="what", required=True)
+    for what, seconds in (("race", 120.0), ("sweep", 60.0)):
+        one = commands.add_parser(what)
+        one.add_argument("--seconds", type=float, default=seconds, help="training time of a trial")
+        one.add_argument("--peers", nargs="+", choices=list(peers.PEERS), default=None)
+        one.add_argument("--text", help="a folder of text files in place of the factbook")
+        one.add_argument("--store", action="store_true", help="write data/measured/ in place of build/bench/")
+    commands.choices["race"].add_argument("--seeds", type=int, default=3)
+    commands.choices["race"].add_argument("--looks", type=int, default=12, help="held-out losses a trial")
+    commands.add_parser("trial").add_argument("given")
+    given = parser.parse_args(arguments)
+    if given.what == "trial":
+        print(json.dumps(trial(json.loads(given.given))))
+        return 0
+    if not 0 < given.seconds < float("inf"):
+        print(f"error: --seconds {given.seconds} must be positive", file=sys.stderr)
+        return 2
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    if load > 0.5:
+        print(f"warning: the machine is busy (load {load:.1f}); what is slow now is told with that", file=sys.stderr)
+    command = "python -m benchmarks.pretraining " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    if given.what == "sweep":
+        found: dict[str, Any] = {"load": load, "seconds": given.seconds,
+                                 "peers": sweep(given.peers or peers.TUNED, given.seconds, given.text)}  # fmt: skip
+    else:
+        trials = race(given.peers or list(peers.PEERS), _swept(), given.seconds, given.seeds, given.looks, given.text)
+        found = {"load": load, "seconds": given.seconds} | report.summary(trials) | {"trials": trials}
+        print(report.table(found))
+    if given.store:
+        store(f"pretraining_{given.what}", command, found)
+    else:
+        path = Path("build/bench") / f"pretraining_{given.what}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found | {"command": command}, indent=1) + "\n", encoding="utf-8")
+        print(f"written: {path}")
+    return 0
+
+
+def _swept() -> dict[str, Knobs]:
+    """The best settings of the stored sweep; where there is none, where a sweep would begin."""
+    stored = MEASURED / "pretraining_sweep.json"
+    found = dict(START)
+    if stored.is_file():
+        for name, one in json.loads(stored.read_text(encoding="utf-8"))["peers"].items():
+            found[name] = Knobs.of(**one["best"])
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

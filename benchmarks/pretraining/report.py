@@ -1,0 +1,82 @@
+"""Times and ratios out of curves of loss against training time.
+
+A curve is a list of points [seconds, loss, tokens]. Between two looks the loss is taken to fall in a line.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sslcourse.ladder import time_to
+
+Point = Sequence[float]
+
+
+def loss_at(points: Sequence[Point], seconds: float) -> float:
+    """The loss after so many seconds; nan before the first look."""
+    if not points or seconds < points[0][0]:
+        return math.nan
+    for (begin, high, *_), (end, low, *_) in zip(points, points[1:], strict=False):
+        if begin <= seconds <= end:
+            return high + (low - high) * (seconds - begin) / (end - begin)
+    return points[-1][1]
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    """[least, median, largest]."""
+    return [min(values), statistics.median(values), max(values)]
+
+
+def speedups(curves: Mapping[str, Sequence[Sequence[Point]]], ours: str = "course") -> dict[str, dict[str, Any]]:
+    """For each peer and seed: when our curve reaches the loss that the peer ends with, as a ratio of times.
+
+    Args:
+        curves: peer -> a curve for each seed, the same seeds in the same order.
+    """
+    found = {}
+    for peer, of_seeds in curves.items():
+        if peer == ours:
+            continue
+        ratios, goals = [], []
+        for theirs, mine in zip(of_seeds, curves[ours], strict=True):
+            goal = min(point[1] for point in theirs)
+            goals.append(goal)
+            ratios.append(time_to(theirs, goal) / time_to(mine, goal))
+        found[peer] = {"loss": spread(goals), "times_as_fast": spread(ratios)}
+    return found
+
+
+def summary(trials: Sequence[Mapping[str, Any]], ours: str = "course") -> dict[str, Any]:
+    """Everything that the table shows, from the trials of a race."""
+    by_peer: dict[str, list[Mapping[str, Any]]] = {}
+    for trial in sorted(trials, key=lambda one: one["seed"]):
+        by_peer.setdefault(trial["peer"], []).append(trial)
+    rows = {}
+    for peer, of_peer in by_peer.items():
+        curves = [one["points"] for one in of_peer]
+        speed = [points[-1][2] / points[-1][0] for points in curves]
+        rows[peer] = {
+            "loss": spread([min(point[1] for point in points) for points in curves]),
+            "tokens_per_second": spread(speed),
+            "mfu": spread([rate * one["flops_per_token"] / one["peak_flops"] for rate, one in zip(speed, of_peer,
+                                                                                               strict=True)]),
+            "memory_mb": max(one["memory_mb"] for one in of_peer),
+            "parameters": of_peer[0]["parameters"],
+        }  # fmt: skip
+    curves = {peer: [one["points"] for one in of_peer] for peer, of_peer in by_peer.items()}
+    return {"peers": rows, "speedups": speedups(curves, ours) if ours in curves else {}}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The summary as text, one line a peer, the best at the end."""
+    lines = [f"{'':11s}{'nats (median of seeds)':>26s}{'tokens/s':>10s}{'MFU':>7s}{'MB':>7s}   course is as fast"]
+    for peer, row in sorted(found["peers"].items(), key=lambda pair: -pair[1]["loss"][1]):
+        low, middle, high = row["loss"]
+        fast = found["speedups"].get(peer)
+        ratio = "" if fast is None else "{1:.1f} times ({0:.1f} to {2:.1f})".format(*fast["times_as_fast"])
+        lines.append(f"{peer:11s}{middle:9.3f} ({low:.3f} to {high:.3f}){row['tokens_per_second'][1]:9,.0f}"
+                     f"{row['mfu'][1]:7.1%}{row['memory_mb']:7,.0f}   {ratio}")  # fmt: skip
+    return "\n".join(lines)

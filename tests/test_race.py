@@ -1,0 +1,117 @@
+"""benchmarks.pretraining: what it makes of curves, and that every contestant runs as it says."""
+
+import json
+import math
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from benchmarks.pretraining import __main__ as command
+from benchmarks.pretraining import peers, report
+from benchmarks.pretraining.peers import Knobs
+from sslcourse import precision, tokenizer
+
+CURVE = [[10.0, 6.0, 100], [20.0, 4.0, 200], [30.0, 5.0, 300]]
+
+
+def test_loss_at_a_time_lies_on_the_line_between_two_looks():
+    assert [report.loss_at(CURVE, at) for at in (10, 15, 25, 99)] == [6.0, 5.0, 4.5, 5.0]
+    assert math.isnan(report.loss_at(CURVE, 9.9))
+
+
+def test_a_speedup_is_the_ratio_of_times_to_what_the_peer_ends_with():
+    mine = [[1.0, 8.0, 1], [5.0, 4.0, 5]]
+    found = report.speedups({"theirs": [CURVE], "course": [mine]})
+    assert found == {"theirs": {"loss": [4.0] * 3, "times_as_fast": [20 / 5] * 3}}
+    never = report.speedups({"theirs": [CURVE], "course": [[[1.0, 4.5, 1]]]})
+    assert never["theirs"]["times_as_fast"] == [0.0] * 3
+
+
+def test_a_summary_counts_real_tokens_and_useful_operations():
+    trial = {"peer": "course", "seed": 0, "points": CURVE, "flops_per_token": 6.0, "peak_flops": 120.0,
+             "memory_mb": 7.0, "parameters": 5}  # fmt: skip
+    (row,) = report.summary([trial])["peers"].values()
+    assert row["tokens_per_second"] == [10.0] * 3
+    assert row["mfu"] == [0.5] * 3
+    assert "course" in report.table(report.summary([trial]))
+
+
+def test_a_move_changes_its_knobs_and_no_other():
+    before = Knobs(rate=1e-3, batch=32, mask_rate=0.15)
+    assert command.moved(before, {"rate": 2.0}) == Knobs(rate=2e-3, batch=32, mask_rate=0.15)
+    assert command.moved(before, {"batch": 0.5}).batch == 16
+    there = command.moved(before, {"mask_rate": [0.15, 0.3]})
+    assert (there.mask_rate, command.moved(there, {"mask_rate": [0.15, 0.3]}).mask_rate) == (0.3, 0.15)
+    with pytest.raises(ValueError, match="'speed' is no knob"):
+        Knobs.of(speed=3)
+
+
+@pytest.fixture(scope="module")
+def text():
+    lines = [f"the river {name} is {100 + at} km long and ends in the sea of {name}" for at in range(60)
+             for name in ("alba", "borma", "cella")]  # fmt: skip
+    return peers.Text.of(lines[:160], lines[160:], vocab_size=300)
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_every_contestant_learns_and_is_looked_at_in_time(text, name):
+    knobs = Knobs(hidden=32, inner=64, layers=1, heads=1, rate=3e-3, batch=4)
+    found = peers.run(name, text, knobs, 1.0, 3, 0)
+    seconds, losses, tokens = zip(*found["points"], strict=True)
+    assert len(seconds) <= 3
+    assert seconds[-1] >= 1.0
+    assert list(seconds) == sorted(seconds)
+    assert list(tokens) == sorted(tokens)
+    assert losses[-1] < math.log(len(text.tokenizer))
+    assert found["steps"] > 1
+
+
+def test_a_contestant_that_does_not_exist_is_named(text):
+    with pytest.raises(ValueError, match="peer 'roberta' is unknown; choose from article"):
+        peers.run("roberta", text, Knobs(), 1.0, 1, 0)
+
+
+def test_started_is_the_stock_model_with_this_courses_weights(text):
+    """So that what is left between the two is the code."""
+    knobs = Knobs(hidden=32, inner=64, layers=2, heads=1)
+    config = peers.modernbert_config(text, knobs)
+    stock = peers.ModernBertForMaskedLM(config)
+    torch.manual_seed(0)
+    ours = peers.EncoderForMaskedLM(peers.course_recipe(text, knobs, 0).config())
+    assert {name: one.shape for name, one in stock.state_dict().items()} == {
+        name: one.shape for name, one in ours.state_dict().items()
+    }
+
+
+def test_useful_operations_are_those_of_lesson_05(text):
+    knobs = Knobs(hidden=64, inner=96, layers=2, heads=1, mask_rate=0.25)
+    config = peers.course_recipe(text, knobs, 0).config()
+    vocab = len(text.tokenizer)
+    ours = peers.useful_flops("course", knobs, vocab) * 4 * peers.LENGTH
+    assert ours == precision.flops(config, 4, peers.LENGTH, masked=peers.LENGTH)
+
+
+def test_all_read_the_same_held_out_positions(text):
+    again = peers.Text.of(*text.raw, vocab_size=300)
+    assert torch.equal(again.held_out.labels, text.held_out.labels)
+    assert tokenizer.encode(text.tokenizer, text.raw[0])[0] == text.train[0]
+
+
+def test_a_race_runs_in_processes_and_writes_what_it_found(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for at in range(40):
+        (folder / f"{at}.txt").write_text(f"file {at}: the river is {at} km long and ends in the sea. " * 30)
+    given = {"peer": "course", "knobs": asdict(Knobs(hidden=32, inner=64, layers=1, heads=1, batch=4)), "seconds": 0.5,
+             "looks": 1, "seed": 0, "text": str(folder)}  # fmt: skip
+    assert command.in_a_process(given)["points"][0][0] >= 0.5
+    with pytest.raises(RuntimeError, match="roberta failed"):
+        command.in_a_process(given | {"peer": "roberta"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "in_a_process", command.trial)
+    assert command.main(["race", "--peers", "course", "--seconds", "0.5", "--seeds", "1", "--text", str(folder)]) == 0
+    assert "course" in capsys.readouterr().out
+    written = json.loads((tmp_path / "build/bench/pretraining_race.json").read_text())
+    assert written["trials"][0]["threads"] == torch.get_num_threads()
+    assert command.main(["race", "--seconds", "-1"]) == 2
