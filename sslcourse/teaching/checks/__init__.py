@@ -43,6 +43,7 @@ MODULES = {
     "5": "mixed_precision",
     "6": "distributed_training",
     "7": "quantization",
+    "8": "efficiency_ladder",
     "9": "generalization",
     "10": "pruning_and_sparsity",
 }

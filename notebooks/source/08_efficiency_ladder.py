@@ -1,0 +1,512 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation: {extension: .py, format_name: percent}
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+#   sslcourse:
+#     budget:
+#       quick: {minutes: 1.5, memory_mb: 3500}
+#       full: {minutes: 8.0, memory_mb: 4500}
+# ---
+
+# %% [markdown]
+# # 08 · The efficiency ladder: one measured change at a time
+#
+# **In this lesson you take the article's recipe and make it fast, one change at a time, and say of each change how much
+# it brings, and of which kind: more learning a token, fewer operations a token, or more operations a second.**
+#
+# *Time*: about 55 minutes of reading and exercises; the machine works for about six of them.
+#
+# *You need to know*: masking and packing (lesson 02), pretraining (lesson 03), operations and bf16 (lesson 05).
+#
+# *You will be able to*
+# - take a training recipe apart into the three things that its time is made of;
+# - predict from a formula what a change brings, and measure it fairly;
+# - tell a change that pays from one that does not, on your machine and your budget;
+# - find the flaw in somebody's benchmark.
+
+# %% tags=["parameters"]
+profile = "auto"
+
+# %%
+from sslcourse.teaching.lesson import start
+
+lesson = start("08_efficiency_ladder", profile)
+
+# %%
+import json
+import math
+from dataclasses import asdict, replace
+
+import matplotlib.pyplot as plt
+
+from sslcourse import corpus, ladder, precision, scores
+from sslcourse.ladder import LADDER, Text, climb
+from sslcourse.pretraining import Tape
+from sslcourse.teaching import plots
+from sslcourse.teaching.checks import check
+
+full = lesson.profile != "quick"
+
+# %% [markdown]
+# ## What is a recipe's time made of?
+#
+# "Faster" needs a goal: the time until the held-out loss is **as low as you want it**. Steps a second say nothing if
+# each step teaches little. That time is a product of three things:
+#
+# $$ \text{time} = \underbrace{N}_{\text{tokens to read}} \cdot \underbrace{F}_{\text{operations a token}} \,/\,
+# \underbrace{R}_{\text{operations a second}} $$
+#
+# So there are three kinds of gain, and every trick in this course is one of them:
+# - **more learning a token** (a smaller $N$): a better learning rate, a better start, more masks;
+# - **fewer operations a token** (a smaller $F$): no padding, logits only where they are scored, a smaller model;
+# - **more operations a second** (a larger $R$): bf16, larger products, better kernels.
+#
+# The gains multiply. Ten changes that bring $1.6$ each make $1.6^{10} \approx 110$.
+
+# %% [markdown]
+# ## The rungs
+#
+# All recipes are one dataclass. Its defaults are what `pretrain` does; at the bottom stands the article's recipe,
+# repaired just enough to run. Each rung is the one before with **one** change.
+
+# %%
+recipes = ladder.recipes()
+bottom, top = ladder.ARTICLE, list(recipes.values())[-1]
+print("the article, repaired:", {name: value for name, value in asdict(bottom).items() if value != asdict(top)[name]})
+for change in LADDER:
+    print(f"{change.kind:9s} {change.name:42s} {change.fields}")
+
+# %% [markdown]
+# Why do these help? In one line each:
+# - **Score masked tokens only.** The article's loss runs over all positions. Most of them are visible, so the model is
+#   mostly paid for copying (lesson 01).
+# - **A rate for training from scratch.** $2 \cdot 10^{-5}$ is for fine-tuning; with it the weights hardly move. A
+#   warm-up keeps the first steps of a large rate from doing harm.
+# - **Masks drawn anew.** Masks drawn once show the same holes in every epoch (lesson 02).
+# - **Norms before**, gates, rotary positions: gradients reach the bottom unscaled, so a large rate is borne.
+# - **Start by width, outputs at zero**: at a width of 128 the usual 0.02 is far too small (lesson 03).
+# - **Decay on the clock**: the rate is zero when the budget is spent, whatever the machine's speed.
+# - **No padding**, **logits where they are scored**, **bf16**: the same learning for less work, or faster work.
+# - **A size for the budget**: in a short time a small model sees more text, and that is worth more.
+# - **More masks**: each step gives more answers for nearly the same work.
+# - **Larger batches**: longer products use the machine better, until learning a token suffers.
+
+# %% [markdown]
+# ## Predict first
+#
+# Two of the three factors can be had without training. Counting operations is one of them.
+
+# %% [markdown]
+# ### Exercise 8.1 — Operations a real token · ★★☆ · 10 minutes
+
+
+# %% tags=["exercise"]
+def operations_a_token(recipe):
+    """Floating-point operations that a training step executes, for each *real* token of its batch. A float.
+
+    recipe: a dictionary. "layers" L, "hidden" H, "inner" F, "vocabulary" V, "length" S of a row; "gated": whether an
+    MLP has three matrices of H · F (True) or two; "scored": the share of positions that are masked; "sparse": whether
+    the head works on those positions alone (True) or on all; "real": the share of positions that are no padding.
+
+    For each position of a batch, padding or not, forward and backward together: 6 operations for every number of a
+    matrix that the position passes through, and 12 · S · H in each layer for attention's own products. A layer has four
+    matrices of H · H and its MLP; the head has one of H · H and one of V · H. Looking up a table costs nothing.
+    """
+    ### BEGIN SOLUTION
+    hidden, inner = recipe["hidden"], recipe["inner"]
+    layer = 4 * hidden**2 + (3 if recipe["gated"] else 2) * hidden * inner
+    head = (recipe["scored"] if recipe["sparse"] else 1) * (hidden**2 + recipe["vocabulary"] * hidden)
+    attention = 12 * recipe["layers"] * recipe["length"] * hidden
+    return (6 * (recipe["layers"] * layer + head) + attention) / recipe["real"]
+    ### END SOLUTION
+
+
+# %% tags=["check", "nbval-check-output"]
+check("8.1", operations_a_token)
+
+# %% [markdown] tags=["hints"]
+# <details><summary>Hint 1</summary>First one position: layers, head, attention. Padding comes last.</details>
+# <details><summary>Hint 2</summary>A sparse head is there for the scored share of positions only.</details>
+# <details><summary>Hint 3</summary>Padded positions are worked on, too: divide by the share of real ones.</details>
+
+# %% [markdown]
+# The corpus says how much padding there is. With that the formula predicts what each change of the kind *fewer
+# operations* brings:
+
+# %%
+splits = corpus.load_splits()
+train, held_out = ([row["text"] for row in splits[name]] for name in ("train", "validation"))
+text = Text.of(train[:: lesson.choose(quick=8, full=1)], held_out[:: lesson.choose(quick=40, full=6)])
+lengths = [min(len(document) + 2, 128) for document in text.train]
+REAL = sum(lengths) / (128 * len(lengths))
+print(f"padded to 128, {REAL:.0%} of the positions hold a real token")
+lesson.record("real-share", 100 * REAL)
+
+
+def executed(rung):
+    """Operations a real token, by the same formula, of a rung."""
+    matrices = 4 * rung.hidden_size**2 + (2 if rung.body == "bert" else 3) * rung.hidden_size * rung.intermediate_size
+    scored = rung.mask_rate if rung.head == "sparse" else 1
+    head = scored * (rung.hidden_size**2 + len(text.tokenizer) * rung.hidden_size)
+    attention = 12 * rung.layers * rung.sequence_length * rung.hidden_size
+    return (6 * (rung.layers * matrices + head) + attention) / (REAL if rung.rows == "padded" else 1)
+
+
+names = list(recipes)
+predicted = {after: executed(recipes[before]) / executed(recipes[after]) for before, after in zip(names, names[1:])}
+for change in LADDER:
+    print(f"{change.name:42s} operations a token: {executed(recipes[change.name]) / 1e6:6.1f} M, "
+          f"{predicted[change.name]:.2f} times fewer")  # fmt: skip
+lesson.record("predicted-packing", predicted["no padding"])
+lesson.record("predicted-sparse", predicted["logits where they are scored"])
+lesson.record("predicted-size", predicted["a size for the budget"])
+
+# %% [markdown]
+# By the formula alone, packing should bring {{predicted-packing}} times, the sparse head {{predicted-sparse}}, the
+# smaller model {{predicted-size}} (if it learnt as much a token, which it does not). For the other two kinds there is
+# no formula: one has to measure.
+
+# %% [markdown]
+# ## Measure
+#
+# The rules, and each has been broken by somebody:
+# - the same text, the same held-out positions, the same clock for all;
+# - the clock runs while steps and batches are made; not at the start, not while the held-out loss is taken;
+# - the budget is *time*, and each recipe's schedule knows it;
+# - the gain is a ratio of times to one loss. We need that time from a curve of a few looks.
+
+# %% [markdown]
+# ### Exercise 8.2 — The time to a loss · ★★☆ · 8 minutes
+
+
+# %% tags=["exercise"]
+def time_to(points, loss):
+    """Seconds until the held-out loss was *first* ``loss`` or lower; float("inf") if it never was.
+
+    points: a list of (seconds, held-out loss), at least one, by rising seconds. Between two looks the loss changes in a
+    straight line; before the first look nothing is known, so if the first look is low enough, its time is the answer.
+    """
+    ### BEGIN SOLUTION
+    for at, (seconds, now) in enumerate(points):
+        if now <= loss:
+            if at == 0:
+                return seconds
+            earlier, high = points[at - 1]
+            return earlier + (seconds - earlier) * (high - loss) / (high - now)
+    return float("inf")
+    ### END SOLUTION
+
+
+# %% tags=["check", "nbval-check-output"]
+check("8.2", time_to)
+
+# %% [markdown] tags=["hints"]
+# <details><summary>Hint 1</summary>Walk along the points until one is low enough; then look one back.</details>
+# <details><summary>Hint 2</summary>On the line, the share of the way is (high - loss) / (high - low).</details>
+
+# %% [markdown]
+# Before any comparison: how far apart do two runs of *the same* recipe end, which differ by their seed alone? A gain
+# that is smaller is no gain.
+
+# %%
+SECONDS = lesson.choose(quick=0.8, full=15.0)
+same = [climb(replace(top, seed=seed), text, SECONDS) for seed in (10, 11)]
+print(f"the top rung twice: {same[0].loss:.3f} and {same[1].loss:.3f} nats after {SECONDS:.0f} s")
+if full:
+    lesson.record("seeds-apart", abs(same[0].loss - same[1].loss))
+
+# %% [markdown]
+# Two seeds ended {{seeds-apart}} nats apart. Now the climb: every rung for the same time.
+
+# %%
+tracks = {}
+for name, rung in recipes.items():
+    tracks[name] = climb(rung, text, SECONDS)
+    track = tracks[name]
+    print(f"{name:42s} {track.loss:6.3f} nats  {track.tokens_per_second:8,.0f} real tokens/s  "
+          f"{track.flops / track.points[-1][0] / 1e9:5.0f} useful GFLOP/s")  # fmt: skip
+
+# %%
+figure, axis = plt.subplots(figsize=(9, 4.8))
+for number, (name, track) in enumerate(tracks.items()):
+    seconds, losses = zip(*track.points)
+    axis.plot(seconds, losses, marker="osD^vX"[number % 6], markersize=4, linewidth=1.4,
+              color=plots.COLOURS[number % len(plots.COLOURS)], label=f"{number}  {name}")  # fmt: skip
+axis.axhline(math.log(len(text.tokenizer)), color="black", linestyle=":", label="knowing nothing")
+axis.set(xlabel="seconds of training", ylabel="held-out loss (nats)")
+axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+plots.show(figure, alt="Held-out loss against seconds of training for every rung of the ladder: the article's recipe "
+           "hardly moves below knowing nothing, and most rungs end lower than the one before.")
+
+# %% [markdown]
+# A rung's gain is how many times as fast it gets to the loss at which the rung *below* ended. (If it does not get
+# there, the question is turned round, and the gain is below 1.)
+
+# %%
+gains = {after: ladder.speedup(tracks[before], tracks[after]) for before, after in zip(names, names[1:])}
+product = math.prod(gains.values())
+for change in LADDER:
+    print(f"{change.name:42s} {gains[change.name]:6.2f} times   ({change.kind})")
+print(f"{'all of them, multiplied':42s} {product:6.0f} times")
+
+# %% [markdown]
+# The product is a product of *ratios at different losses*, each near the end of the rung below. It is not the ratio of
+# two runs to one loss: no one can wait for the article's recipe to get to where the top rung ends. How long the bottom
+# would need is unknown; that it is not there yet is what one sees.
+#
+# ## Three kinds, told apart
+#
+# The time ratio of two rungs at one loss is the product of three ratios: tokens read until there, operations a token,
+# operations a second. So a gain can be taken apart, and the label checked:
+
+# %%
+print(f"{'':42s}{'time':>7s} = {'tokens':>7s} × {'operations':>10s} × {'speed':>6s}")
+parts = {}
+for before, after in zip(names, names[1:]):
+    a, b = tracks[before], tracks[after]
+    tokens = gains[after] * a.tokens_per_second / b.tokens_per_second  # tokens to the same loss: time × tokens a second
+    fewer = executed(recipes[before]) / executed(recipes[after])
+    speed = b.tokens_per_second * executed(recipes[after]) / (a.tokens_per_second * executed(recipes[before]))
+    parts[after] = tokens, fewer, speed
+    assert math.isclose(tokens * fewer * speed, gains[after], rel_tol=1e-9)
+    print(f"{after:42s}{gains[after]:7.2f} = {tokens:7.2f} × {fewer:10.2f} × {speed:6.2f}")
+lesson.record("packing-measured", parts["no padding"][1] * parts["no padding"][2])
+lesson.record("sparse-measured", parts["logits where they are scored"][1] * parts["logits where they are scored"][2])
+
+# %% [markdown]
+# Operations here are *executed* ones (padding and unscored logits included), so a change that removes useless work
+# shows in the middle column. Look at how a smaller model pays: fewer operations a token, fewer tokens learnt from each,
+# and slower arithmetic, because small products use the machine less.
+
+# %% [markdown]
+# ## Where does packing stop paying?
+#
+# Packing is no free lunch everywhere: somebody must cut and shuffle, and packed rows are always full, so attention
+# reads all of them.
+
+# %% [markdown]
+# ### Exercise 8.3 — The least padding that is worth packing · ★★☆ · 8 minutes
+
+
+# %% tags=["exercise"]
+def packing_stops_paying(token, attention, packing, length):
+    """The share of padding, from 0 to 1, at which padded rows cost as much a real token as packed ones.
+
+    All costs are seconds. Every position of a row of ``length`` positions, real or padding, costs ``token``, and
+    ``attention`` for each position of its row besides. Packed rows have no padding, and cost ``packing`` for each real
+    token on top. Above the share that is asked for, packing pays. token is positive, the other two may be 0.
+    """
+    ### BEGIN SOLUTION
+    work = token + attention * length
+    return packing / (work + packing)
+    ### END SOLUTION
+
+
+# %% tags=["check", "nbval-check-output"]
+check("8.3", packing_stops_paying)
+
+# %% [markdown] tags=["hints"]
+# <details><summary>Hint 1</summary>Padded rows: with a share p of padding, 1 / (1 − p) positions are worked on for each
+# real token.</details>
+# <details><summary>Hint 2</summary>Set both costs equal and solve for p.</details>
+
+# %%
+tape, rung = Tape(text.train, text.tokenizer, 128), replace(top, vocab_size=len(text.tokenizer))
+source = tape.batches(rung)
+next(source)
+batch_seconds = precision.seconds(lambda: next(source), 20)
+step_seconds = 128 * rung.batch_size / tracks[names[-1]].tokens_per_second
+share = batch_seconds / step_seconds
+lesson.record("batch-share", 100 * share)
+print(f"cutting, shuffling and masking a batch: {1e3 * batch_seconds:.2f} ms of a step's {1e3 * step_seconds:.0f} ms")
+
+# %% [markdown]
+# All of the batch, masks included, is {{batch-share}} % of a step here. So packing pays from about that share of
+# padding on, which every corpus has.
+#
+# > **Misconception: "the GPU is 100 % busy, so it is used well."** A recipe with three quarters of padding and logits
+# > nobody scores keeps a machine as busy as a good one. Busy is not useful. Count useful operations: those of real
+# > tokens, and of logits that are scored.
+
+# %% [markdown]
+# ## The committed benchmark: three seeds, and the order
+#
+# One run with one seed is an anecdote. `python -m benchmarks.ladder` climbed every rung with three seeds, and did two
+# things more: it took single changes *back from the top*, and tried what else one reads about.
+
+# %%
+stored = json.loads((lesson.root / "data" / "measured" / "ladder.json").read_text(encoding="utf-8"))
+print(f"{stored['date']}, {stored['machine']}, torch {stored['torch']}, {stored['seconds']:.0f} s a rung, "
+      f"{stored['seeds']} seeds: `{stored['command']}`\n")  # fmt: skip
+
+
+def of_seeds(group, name):
+    return [ladder.Track([tuple(point) for point in one["points"]], one["steps"], one["tokens"], one["flops"])
+            for one in stored[group][name]]  # fmt: skip
+
+
+def gain_of(before, after):
+    """The geometric mean of the gain over seeds, and its 95 % interval, taken of logarithms."""
+    found = scores.interval([math.log(ladder.speedup(a, b)) for a, b in zip(before, after)])
+    return tuple(map(math.exp, (found.low, found.mean, found.high)))
+
+
+committed = {}
+for before, after in zip(names, names[1:]):
+    committed[after] = gain_of(of_seeds("climb", before), of_seeds("climb", after))
+    low, mean, high = committed[after]
+    loss = scores.interval([one.loss for one in of_seeds("climb", after)])
+    print(f"{after:42s} {mean:6.2f} times ({low:.2f} to {high:.2f}), ends at {loss.mean:.2f} nats")
+whole = math.prod(mean for _, mean, _ in committed.values())
+print(f"{'all of them, multiplied':42s} {whole:6.0f} times")
+
+# %% tags=["cover"]
+KINDS = {"learning": ("more learning a token", 0), "fewer": ("fewer operations a token", 2),
+         "faster": ("more operations a second", 1)}  # fmt: skip
+figure, axis = plt.subplots(figsize=(10, 5.2))
+height, seen = 1.0, set()
+for number, change in enumerate(LADDER):
+    low, mean, high = committed[change.name]
+    label, colour = KINDS[change.kind]
+    axis.bar(number, height * mean - height, bottom=height, color=plots.COLOURS[colour],
+             label=None if label in seen else label, hatch={"learning": "", "fewer": "//", "faster": ".."}[change.kind],
+             edgecolor="white")  # fmt: skip
+    axis.errorbar(number, height * mean, yerr=[[height * (mean - low)], [height * (high - mean)]], color="black",
+                  capsize=3, linewidth=1)  # fmt: skip
+    axis.text(number, max(height, height * mean) * 1.15, f"×{mean:.1f}", ha="center", fontsize=9)
+    height *= mean
+    seen.add(label)
+axis.set(yscale="log", ylabel="times as fast as the article's recipe")
+axis.set_xticks(range(len(LADDER)), [change.name for change in LADDER], rotation=35, ha="right", fontsize=9)
+axis.legend(loc="upper left")
+plots.show(figure, alt="A staircase of bars on a log scale, one a change, each standing on the one before: most of the "
+           "height comes from changes that bring more learning a token, less from fewer operations, least from faster "
+           "arithmetic.")
+
+# %%
+by_kind = {kind: math.prod(committed[change.name][1] for change in LADDER if change.kind == kind) for kind in KINDS}
+for kind, (label, _) in KINDS.items():
+    print(f"{label:26s} {by_kind[kind]:6.1f} times in all")
+lesson.record("ladder-product", whole)
+lesson.record("ladder-learning", by_kind["learning"])
+lesson.record("ladder-fewer", by_kind["fewer"])
+lesson.record("ladder-faster", by_kind["faster"])
+
+# %% [markdown]
+# In the committed benchmark the ladder's product is {{ladder-product}} times: {{ladder-learning}} from more learning a
+# token, {{ladder-fewer}} from fewer operations, {{ladder-faster}} from faster ones. The largest steps are not kernels.
+#
+# ### Does the order matter?
+#
+# Yes. A change is worth what it is worth *given the others*. Take single changes back from the top, and compare with
+# what the same change brought on its way up:
+
+# %%
+print(f"{'':42s}{'on the way up':>14s}{'at the top':>12s}")
+at_top = {}
+for name in stored["without"]:
+    at_top[name] = gain_of(of_seeds("without", name), of_seeds("climb", names[-1]))
+    low, mean, high = at_top[name]
+    print(f"{name:42s}{committed[name][1]:13.2f}×{mean:11.2f}× ({low:.2f} to {high:.2f})")
+lesson.record("sparse-up", committed["logits where they are scored"][1])
+lesson.record("sparse-top", at_top["logits where they are scored"][1])
+lesson.record("packing-top", at_top["no padding"][1])
+lesson.record("decay-top", at_top["decay on the clock"][1])
+
+# %% [markdown]
+# The sparse head brought {{sparse-up}} on its way up, in a model whose layers were large; at the top, where the layers
+# are small and the vocabulary is most of the work, it is worth {{sparse-top}}. The decay is worth {{decay-top}} there,
+# packing {{packing-top}}. So a number for "what trick X brings" says little without the recipe around it.
+
+# %% [markdown]
+# ### What else was tried
+#
+# On top of the last rung, one at a time:
+
+# %%
+for name in stored["further"]:
+    low, mean, high = gain_of(of_seeds("climb", names[-1]), of_seeds("further", name))
+    verdict = "pays" if low > 1 else "does not pay" if high < 1 else "no difference seen"
+    print(f"{name:42s} {mean:5.2f} times ({low:.2f} to {high:.2f}): {verdict}")
+    lesson.record("further-" + name.split()[0].lower(), mean)
+
+# %% [markdown]
+# None of these is a bad idea; each was a gain in somebody's recipe, with larger models and longer runs. Here Muon makes
+# {{further-muon}} of the top rung's speed: it learns more a step and pays for it in time, since its own products are as
+# large as the model's on so small a batch. Fewer masks towards the end give {{further-fewer}}, short rows first
+# {{further-short}}, averaging {{further-the}}, more heads {{further-four}}, half the batch {{further-half}}. (Not in
+# the list: `torch.compile`, whose start takes longer than this whole budget.)
+
+# %% [markdown]
+# ## Would you believe this benchmark?
+#
+# The last skill is to read other people's numbers. Five flaws come up again and again:
+# - **timed compile**: a side that is compiled has its clock started at the first call, so the compiler is timed;
+# - **other masks**: the two sides are scored on other positions (another seed or another rate);
+# - **untuned peer**: the rival got fewer trials of its settings than the own method;
+# - **one seed**: a side was run with one seed only (the same seed twice is one);
+# - **warm cache**: one side found the cache warm, and the other found it cold.
+
+# %% [markdown]
+# ### Exercise 8.4 — Spot the flaws · ★★☆ · 10 minutes
+
+
+# %% tags=["exercise"]
+def flaws(report):
+    """The set of flaws of a benchmark, by the names above; empty if there is none.
+
+    report: {"ours": side, "theirs": side}; theirs is the rival. A side is a dictionary: "compiled" (a bool),
+    "clock_starts" ("first call" or "first step"; the first call compiles, if anything does), "mask_seed" (an int) and
+    "mask_rate" (a float) of the scored positions, "trials" (how many settings were tried), "seeds" (a list of ints,
+    one a run), "cache" ("warm" or "cold"). Each flaw is as the list above says: what hits both sides alike is a flaw
+    only if it is one of a side alone (a timed compile, one seed).
+    """
+    ### BEGIN SOLUTION
+    ours, theirs = report["ours"], report["theirs"]
+    found = set()
+    if any(side["compiled"] and side["clock_starts"] == "first call" for side in (ours, theirs)):
+        found.add("timed compile")
+    if any(ours[key] != theirs[key] for key in ("mask_seed", "mask_rate")):
+        found.add("other masks")
+    if theirs["trials"] < ours["trials"]:
+        found.add("untuned peer")
+    if any(len(set(side["seeds"])) < 2 for side in (ours, theirs)):
+        found.add("one seed")
+    if ours["cache"] != theirs["cache"]:
+        found.add("warm cache")
+    return found
+    ### END SOLUTION
+
+
+# %% tags=["check", "nbval-check-output"]
+check("8.4", flaws)
+
+# %% [markdown] tags=["hints"]
+# <details><summary>Hint 1</summary>Two flaws show on one side alone, the other three only by comparing.</details>
+# <details><summary>Hint 2</summary><code>len(set(seeds))</code> counts different seeds.</details>
+
+# %% [markdown]
+# And ours? The masks and the clock are the same for all rungs, seeds are three, nothing is compiled. But the rungs are
+# *not tuned one by one*: the rate of the fifth rung is not the best for the fifth rung. A tuned peer is the business of
+# `python -m benchmarks.pretraining`, which first looks for the best settings of five rivals, with as many trials for
+# each as for `pretrain`.
+
+# %% [markdown]
+# ## What we measured
+
+# %%
+lesson.claims()
+
+# %% [markdown]
+# ## Where it comes from
+#
+# - Geiping and Goldstein 2022, [Cramming](https://arxiv.org/abs/2212.14034): one GPU, one day, one change at a time.
+# - Portes et al. 2023, [MosaicBERT](https://arxiv.org/abs/2312.17482); Warner et al. 2024,
+#   [ModernBERT](https://arxiv.org/abs/2412.13663): unpadding, sparse heads, masks.
+# - Izsak et al. 2021, [24hBERT](https://arxiv.org/abs/2104.07705): a schedule that ends with the clock.
+# - Wettig et al. 2022, [Should you mask 15 %?](https://arxiv.org/abs/2202.08005)
+# - Izmailov et al. 2018, [weight averaging](https://arxiv.org/abs/1803.05407); Jordan et al. 2024,
+#   [Muon](https://kellerjordan.github.io/posts/muon/).
+# - Dehghani et al. 2021, [The efficiency misnomer](https://arxiv.org/abs/2110.12894): parameters, operations and time
+#   are three things.
