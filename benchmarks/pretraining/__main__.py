@@ -21,17 +21,14 @@ from benchmarks.pretraining.peers import Knobs
 from sslcourse import corpus, precision, pretrain_cli
 
 SWEEP_SEED = 100  # not one of a race's
-START = {  # where each peer's sweep begins: the best of an earlier, smaller trial
-    "bert": Knobs(rate=1e-3),
-    "modernbert": Knobs(rate=1.5e-3),
-    "started": Knobs(rate=4e-3, activation="silu"),
-    "course": Knobs(rate=6e-3, activation="silu", mask_rate=0.3, beta2=0.98),
-}
+BEGIN = Knobs(rate=3e-3, activation="silu", mask_rate=0.3, beta2=0.98)  # of every sweep
 MOVES: list[dict[str, Any]] = [  # tried one after the other on what is best so far; a number multiplies, two alternate
-    {"rate": 2.0}, {"rate": 0.5}, {"mask_rate": [0.15, 0.3]}, {"beta2": [0.999, 0.98]}, {"batch": 0.5},
-    {"warmup": [0.1, 0.3]}, {"start": 3.0}, {"hidden": 1.5, "inner": 1.5, "heads": [2, 3]},
-    {"activation": ["gelu", "silu"]}, {"windows": [False, True]}, {"rate": 1.4},
+    {"rate": 0.5}, {"rate": 2.0}, {"mask_rate": [0.15, 0.3]}, {"warmup": [0.1, 0.3]}, {"batch": 0.5},
+    {"start": 3.0}, {"hidden": 1.5, "inner": 1.5, "heads": [2, 3]}, {"activation": ["gelu", "silu"]},
+    {"beta2": [0.999, 0.98]}, {"windows": [False, True]}, {"rate": 1.4},
 ]  # fmt: skip
+IDLE = {"start": ("started", "course"), "windows": ("bert", "started", "course")}  # knobs that do nothing there
+INSTEAD = ({"rate": 0.7}, {"rate": 1.2})  # what such a peer tries in their place: as many trials for all
 
 
 def moved(knobs: Knobs, move: dict[str, Any]) -> Knobs:
@@ -58,8 +55,8 @@ def trial(given: dict[str, Any]) -> dict[str, Any]:
     """One contestant in this process."""
     text = peers.Text.of(*texts(given["text"]))
     found = peers.run(given["peer"], text, Knobs.of(**given["knobs"]), given["seconds"], given["looks"], given["seed"])
-    peak = precision.peak_flops(torch.bfloat16)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+    peak = precision.peak_flops(torch.bfloat16)
     return given | found | {"peak_flops": peak, "memory_mb": memory, "threads": torch.get_num_threads()}
 
 
@@ -97,8 +94,10 @@ def sweep(names: Sequence[str], seconds: float, text: str | None) -> dict[str, A
     """For each peer the same number of trials: each changes what is best so far by one move, and is kept if better."""
     table: dict[str, Any] = {}
     for name in names:
-        best, tried = START[name], []
+        best, tried, instead = BEGIN, [], iter(INSTEAD)
         for move in [{}, *MOVES]:
+            if any(name in IDLE.get(knob, ()) for knob in move):
+                move = next(instead)
             knobs = moved(best, move)
             given = {"peer": name, "knobs": asdict(knobs), "seconds": seconds, "looks": 1, "seed": SWEEP_SEED,
                      "text": text}  # fmt: skip
@@ -119,9 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
         one.add_argument("--seconds", type=float, default=seconds, help="training time of a trial")
         one.add_argument("--peers", nargs="+", choices=list(peers.PEERS), default=None)
         one.add_argument("--text", help="a folder of text files in place of the factbook")
-        one.add_argument("--store", action="store_true", help="write data/measured/ in place of build/bench/")
+        one.add_argument("--store", action="store_true", help="write data/measured/, where a race finds its settings")
     commands.choices["race"].add_argument("--seeds", type=int, default=3)
-    commands.choices["race"].add_argument("--looks", type=int, default=12, help="held-out losses a trial")
+    commands.choices["race"].add_argument("--looks", type=int, default=60, help="held-out losses a trial")
     commands.add_parser("trial").add_argument("given")
     given = parser.parse_args(arguments)
     if given.what == "trial":
@@ -154,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _swept() -> dict[str, Knobs]:
     """The best settings of the stored sweep; where there is none, where a sweep would begin."""
     stored = MEASURED / "pretraining_sweep.json"
-    found = dict(START)
+    found = dict.fromkeys(peers.TUNED, BEGIN)
     if stored.is_file():
         for name, one in json.loads(stored.read_text(encoding="utf-8"))["peers"].items():
             found[name] = Knobs.of(**one["best"])

@@ -14,6 +14,7 @@ that clock as ``pretrain`` does.
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 import time
@@ -100,10 +101,15 @@ class Curve:
 
 
 class Rows(Dataset):
-    """Rows of token ids, as lists, which is what ``datasets`` hands to a collator."""
+    """Rows as lists, which is what ``datasets`` hands to a collator.
 
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = [{"input_ids": row} for row in rows.tolist()]
+    With the mask of special tokens, as run_mlm.py has it: without it the collator looks up every token in Python.
+    """
+
+    def __init__(self, rows: Tensor, last_special: int) -> None:
+        specials = (rows <= last_special).long().tolist()
+        self.rows = [{"input_ids": row, "special_tokens_mask": special}
+                     for row, special in zip(rows.tolist(), specials, strict=True)]  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -146,8 +152,13 @@ def by_trainer(
                    "remove_unused_columns": False} | arguments  # fmt: skip
         settings = TrainingArguments(**options)
         batch = settings.per_device_train_batch_size
-        clock = Clock(seconds, looks, lambda: evaluate(model, text.held_out).loss,
-                      lambda steps: int(steps * batch * tokens_a_row))  # fmt: skip
+        twin = copy.deepcopy(model)  # accelerate wraps the forward pass of the other in autocast; this one stays fp32
+
+        def look() -> float:
+            twin.load_state_dict(model.state_dict())
+            return evaluate(twin, text.held_out, batch_size=16).loss
+
+        clock = Clock(seconds, looks, look, lambda steps: int(steps * batch * tokens_a_row))
         optimizers: tuple = (None, None)
         if knobs:
             recipe = Recipe(learning_rate=knobs.rate, warmup=knobs.warmup, beta2=knobs.beta2)
@@ -164,7 +175,7 @@ def by_trainer(
 
 def packed(text: Text) -> Rows:
     """Documents end to end, cut into rows, as ``group_texts`` of run_mlm.py does it."""
-    return Rows(Tape(text.train, text.tokenizer, LENGTH).rows(0, 0))
+    return Rows(Tape(text.train, text.tokenizer, LENGTH).rows(0, 0), text.tokenizer.mask_token_id)
 
 
 def article(text: Text, knobs: Knobs, seconds: float, looks: int, seed: int) -> Curve:
@@ -179,7 +190,8 @@ def article(text: Text, knobs: Knobs, seconds: float, looks: int, seed: int) -> 
         mask_token_id=text.tokenizer.mask_token_id, mask_rate=0.15, generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
     there = (ids != text.tokenizer.pad_token_id).long()
-    rows = [{"input_ids": a, "attention_mask": b, "labels": c} for a, b, c in zip(inputs, there, ids, strict=True)]
+    labels = ids.masked_fill(there == 0, masking.IGNORE)
+    rows = [{"input_ids": a, "attention_mask": b, "labels": c} for a, b, c in zip(inputs, there, labels, strict=True)]
     arguments = {"per_device_train_batch_size": 16, "learning_rate": 2e-5, "lr_scheduler_type": "constant"}
     return by_trainer(model, rows, None, text, arguments, None, seconds, looks, seed, float(there.sum() / len(rows)))
 
@@ -255,8 +267,11 @@ def course_recipe(text: Text, knobs: Knobs, seed: int) -> Recipe:
 
 def course(text: Text, knobs: Knobs, seconds: float, looks: int, seed: int) -> Curve:
     recipe = course_recipe(text, knobs, seed)
-    run = pretraining.pretrain(*text.raw, recipe, minutes=seconds / 60, tokenizer=text.tokenizer, evaluations=looks,
-                               progress=False)  # fmt: skip
+    try:
+        run = pretraining.pretrain(*text.raw, recipe, minutes=seconds / 60, tokenizer=text.tokenizer, evaluations=looks,
+                                   progress=False)  # fmt: skip
+    except pretraining.Diverged:
+        return Curve([(seconds, math.inf, 0)], 0, 0, 0.0)
     points = [(row["seconds"], row["loss"], int(row["tokens"])) for row in run.history]
     return Curve(points, int(run.history[-1]["step"]), sum(one.numel() for one in run.model.parameters()), 0.0)
 

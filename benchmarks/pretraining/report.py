@@ -33,6 +33,9 @@ def spread(values: Sequence[float]) -> list[float]:
 def speedups(curves: Mapping[str, Sequence[Sequence[Point]]], ours: str = "course") -> dict[str, dict[str, Any]]:
     """For each peer and seed: when our curve reaches the loss that the peer ends with, as a ratio of times.
 
+    Where it does not, the question is turned round, and the ratio is below 1: when was the peer where we ended? A ratio
+    cannot be larger than the number of looks, since nothing is known before the first one.
+
     Args:
         curves: peer -> a curve for each seed, the same seeds in the same order.
     """
@@ -42,9 +45,10 @@ def speedups(curves: Mapping[str, Sequence[Sequence[Point]]], ours: str = "cours
             continue
         ratios, goals = [], []
         for theirs, mine in zip(of_seeds, curves[ours], strict=True):
-            goal = min(point[1] for point in theirs)
+            goal, ours_at_best = (min(point[1] for point in one) for one in (theirs, mine))
             goals.append(goal)
-            ratios.append(time_to(theirs, goal) / time_to(mine, goal))
+            worse = max(goal, ours_at_best)
+            ratios.append(time_to(theirs, worse) / time_to(mine, worse))
         found[peer] = {"loss": spread(goals), "times_as_fast": spread(ratios)}
     return found
 

@@ -39,6 +39,7 @@ import math
 from dataclasses import asdict, replace
 
 import matplotlib.pyplot as plt
+import torch
 
 from sslcourse import corpus, ladder, precision, scores
 from sslcourse.ladder import LADDER, Text, climb
@@ -82,20 +83,24 @@ for change in LADDER:
 # - **Score masked tokens only.** The article's loss runs over all positions. Most of them are visible, so the model is
 #   mostly paid for copying (lesson 01).
 # - **A rate for training from scratch.** $2 \cdot 10^{-5}$ is for fine-tuning; with it the weights hardly move. A
-#   warm-up keeps the first steps of a large rate from doing harm.
+#   **warm-up** keeps the first steps of a large rate from doing harm.
 # - **Masks drawn anew.** Masks drawn once show the same holes in every epoch (lesson 02).
+# - **No dropout**: who reads a text less than once has nothing to overfit.
 # - **Norms before**, gates, rotary positions: gradients reach the bottom unscaled, so a large rate is borne.
-# - **Start by width, outputs at zero**: at a width of 128 the usual 0.02 is far too small (lesson 03).
+# - **Start by width, outputs at zero**: for narrow models the usual 0.02 is too small (lesson 03).
 # - **Decay on the clock**: the rate is zero when the budget is spent, whatever the machine's speed.
-# - **No padding**, **logits where they are scored**, **bf16**: the same learning for less work, or faster work.
-# - **A size for the budget**: in a short time a small model sees more text, and that is worth more.
+# - **No padding**: less work a token. It also reads what padding cuts off, has the held-out rows' form, and gives each
+#   update more tokens.
+# - **Logits where they are scored** and **bf16**: the same sums for less work, and faster work.
+# - **A size for the budget**: in a short time a small model sees more text, and that is worth more. Its own rate,
+#   Adam's memory and activation follow.
 # - **More masks**: each step gives more answers for nearly the same work.
 # - **Larger batches**: longer products use the machine better, until learning a token suffers.
 
 # %% [markdown]
 # ## Predict first
 #
-# Two of the three factors can be had without training. Counting operations is one of them.
+# One factor can be counted, one can be timed in a few steps, and only learning needs training. Counting first.
 
 # %% [markdown]
 # ### Exercise 8.1 — Operations a real token · ★★☆ · 10 minutes
@@ -106,8 +111,9 @@ def operations_a_token(recipe):
     """Floating-point operations that a training step executes, for each *real* token of its batch. A float.
 
     recipe: a dictionary. "layers" L, "hidden" H, "inner" F, "vocabulary" V, "length" S of a row; "gated": whether an
-    MLP has three matrices of H · F (True) or two; "scored": the share of positions that are masked; "sparse": whether
-    the head works on those positions alone (True) or on all; "real": the share of positions that are no padding.
+    MLP has three matrices of H · F (True) or two; "scored": the share of all positions, padding included, that
+    are masked; "sparse": whether the head works on those positions alone (True) or on all; "real": the share of
+    positions that are no padding.
 
     For each position of a batch, padding or not, forward and backward together: 6 operations for every number of a
     matrix that the position passes through, and 12 · S · H in each layer for attention's own products. A layer has four
@@ -137,7 +143,7 @@ check("8.1", operations_a_token)
 # %%
 splits = corpus.load_splits()
 train, held_out = ([row["text"] for row in splits[name]] for name in ("train", "validation"))
-text = Text.of(train[:: lesson.choose(quick=8, full=1)], held_out[:: lesson.choose(quick=40, full=6)])
+text = Text.of(train[:: lesson.choose(quick=8, full=1)], held_out[:: lesson.choose(quick=60, full=24)])
 lengths = [min(len(document) + 2, 128) for document in text.train]
 REAL = sum(lengths) / (128 * len(lengths))
 print(f"padded to 128, {REAL:.0%} of the positions hold a real token")
@@ -147,10 +153,11 @@ lesson.record("real-share", 100 * REAL)
 def executed(rung):
     """Operations a real token, by the same formula, of a rung."""
     matrices = 4 * rung.hidden_size**2 + (2 if rung.body == "bert" else 3) * rung.hidden_size * rung.intermediate_size
-    scored = rung.mask_rate if rung.head == "sparse" else 1
+    real = REAL if rung.rows == "padded" else 1
+    scored = rung.mask_rate * real if rung.head == "sparse" else 1  # only real tokens are masked
     head = scored * (rung.hidden_size**2 + len(text.tokenizer) * rung.hidden_size)
     attention = 12 * rung.layers * rung.sequence_length * rung.hidden_size
-    return (6 * (rung.layers * matrices + head) + attention) / (REAL if rung.rows == "padded" else 1)
+    return (6 * (rung.layers * matrices + head) + attention) / real
 
 
 names = list(recipes)
@@ -164,8 +171,12 @@ lesson.record("predicted-size", predicted["a size for the budget"])
 
 # %% [markdown]
 # By the formula alone, packing should bring {{predicted-packing}} times, the sparse head {{predicted-sparse}}, the
-# smaller model {{predicted-size}} (if it learnt as much a token, which it does not). For the other two kinds there is
-# no formula: one has to measure.
+# smaller model {{predicted-size}} (if it learnt as much a token, which it does not). For *speed* there is a ceiling:
+# how much faster the machine multiplies in bf16. For *learning* there is neither; it has to be measured.
+
+# %%
+ceiling = precision.peak_flops(torch.bfloat16) / precision.peak_flops(torch.float32)
+print(f"bf16 multiplies large matrices {ceiling:.1f} times as fast as fp32 here: no change of precision can bring more")
 
 # %% [markdown]
 # ## Measure
@@ -181,7 +192,7 @@ lesson.record("predicted-size", predicted["a size for the budget"])
 
 
 # %% tags=["exercise"]
-def time_to(points, loss):
+def seconds_to(points, loss):
     """Seconds until the held-out loss was *first* ``loss`` or lower; float("inf") if it never was.
 
     points: a list of (seconds, held-out loss), at least one, by rising seconds. Between two looks the loss changes in a
@@ -199,7 +210,7 @@ def time_to(points, loss):
 
 
 # %% tags=["check", "nbval-check-output"]
-check("8.2", time_to)
+check("8.2", seconds_to)
 
 # %% [markdown] tags=["hints"]
 # <details><summary>Hint 1</summary>Walk along the points until one is low enough; then look one back.</details>
@@ -210,19 +221,21 @@ check("8.2", time_to)
 # that is smaller is no gain.
 
 # %%
-SECONDS = lesson.choose(quick=0.8, full=15.0)
-same = [climb(replace(top, seed=seed), text, SECONDS) for seed in (10, 11)]
-print(f"the top rung twice: {same[0].loss:.3f} and {same[1].loss:.3f} nats after {SECONDS:.0f} s")
+SECONDS, LOOKS = lesson.choose(quick=(0.8, 3), full=(12.0, 10))
+same = [climb(replace(top, seed=seed), text, SECONDS, LOOKS) for seed in (10, 11)]
+noise = ladder.speedup(*same)
+print(f"two seeds: {same[0].loss:.3f} and {same[1].loss:.3f} nats after {SECONDS:.0f} s; as a gain: {noise:.2f}")
 if full:
-    lesson.record("seeds-apart", abs(same[0].loss - same[1].loss))
+    lesson.record("seeds-apart", max(noise, 1 / noise))
 
 # %% [markdown]
-# Two seeds ended {{seeds-apart}} nats apart. Now the climb: every rung for the same time.
+# One seed was {{seeds-apart}} times as fast as the other: one draw of the noise, in the gains' own unit. Now the climb:
+# every rung for the same time.
 
 # %%
 tracks = {}
 for name, rung in recipes.items():
-    tracks[name] = climb(rung, text, SECONDS)
+    tracks[name] = climb(rung, text, SECONDS, LOOKS)
     track = tracks[name]
     print(f"{name:42s} {track.loss:6.3f} nats  {track.tokens_per_second:8,.0f} real tokens/s  "
           f"{track.flops / track.points[-1][0] / 1e9:5.0f} useful GFLOP/s")  # fmt: skip
@@ -241,13 +254,15 @@ plots.show(figure, alt="Held-out loss against seconds of training for every rung
 
 # %% [markdown]
 # A rung's gain is how many times as fast it gets to the loss at which the rung *below* ended. (If it does not get
-# there, the question is turned round, and the gain is below 1.)
+# there, the question is turned round, and the gain is below 1.) A rung whose rate decays is read in the middle of its
+# decay then. With a budget of just that time it would get there sooner, so gains above 1 are *lower* bounds. And before
+# the first look nothing is known: a rung that is there already at that look has a gain of "at least".
 
 # %%
 gains = {after: ladder.speedup(tracks[before], tracks[after]) for before, after in zip(names, names[1:])}
 product = math.prod(gains.values())
 for change in LADDER:
-    print(f"{change.name:42s} {gains[change.name]:6.2f} times   ({change.kind})")
+    print(f"{change.name:42s} {gains[change.name]:6.2f} times   (meant for: {change.kind})")
 print(f"{'all of them, multiplied':42s} {product:6.0f} times")
 
 # %% [markdown]
@@ -276,14 +291,17 @@ lesson.record("sparse-measured", parts["logits where they are scored"][1] * part
 
 # %% [markdown]
 # Operations here are *executed* ones (padding and unscored logits included), so a change that removes useless work
-# shows in the middle column. Look at how a smaller model pays: fewer operations a token, fewer tokens learnt from each,
-# and slower arithmetic, because small products use the machine less.
+# shows in the middle column. *Speed* holds all the rest of a step, too: dropout, norms, the optimiser. Look at how a
+# smaller model pays: far fewer operations a token, less learnt from each token, and slower arithmetic, because small
+# products use the machine less.
+#
+# A label is what a change is *meant* for; the columns say what it does.
 
 # %% [markdown]
 # ## Where does packing stop paying?
 #
-# Packing is no free lunch everywhere: somebody must cut and shuffle, and packed rows are always full, so attention
-# reads all of them.
+# Packing is no free lunch everywhere: somebody must cut and shuffle, and a row's documents read each other unless that
+# is masked (lesson 02).
 
 # %% [markdown]
 # ### Exercise 8.3 — The least padding that is worth packing · ★★☆ · 8 minutes
@@ -293,9 +311,9 @@ lesson.record("sparse-measured", parts["logits where they are scored"][1] * part
 def packing_stops_paying(token, attention, packing, length):
     """The share of padding, from 0 to 1, at which padded rows cost as much a real token as packed ones.
 
-    All costs are seconds. Every position of a row of ``length`` positions, real or padding, costs ``token``, and
-    ``attention`` for each position of its row besides. Packed rows have no padding, and cost ``packing`` for each real
-    token on top. Above the share that is asked for, packing pays. token is positive, the other two may be 0.
+    All costs are seconds. Rows of both kinds have ``length`` positions, and each position, real or padding, costs
+    token + attention · length. Packed rows have no padding, but ``packing`` is added for each real token. Above the
+    share that is asked for, packing pays. token is positive, the other two may be 0.
     """
     ### BEGIN SOLUTION
     work = token + attention * length
@@ -322,8 +340,8 @@ lesson.record("batch-share", 100 * share)
 print(f"cutting, shuffling and masking a batch: {1e3 * batch_seconds:.2f} ms of a step's {1e3 * step_seconds:.0f} ms")
 
 # %% [markdown]
-# All of the batch, masks included, is {{batch-share}} % of a step here. So packing pays from about that share of
-# padding on, which every corpus has.
+# All of the batch, masks included, is {{batch-share}} % of a step here. So packing pays from that share of padding on
+# at most. Only a corpus of long documents has less.
 #
 # > **Misconception: "the GPU is 100 % busy, so it is used well."** A recipe with three quarters of padding and logits
 # > nobody scores keeps a machine as busy as a good one. Busy is not useful. Count useful operations: those of real
@@ -333,7 +351,8 @@ print(f"cutting, shuffling and masking a batch: {1e3 * batch_seconds:.2f} ms of 
 # ## The committed benchmark: three seeds, and the order
 #
 # One run with one seed is an anecdote. `python -m benchmarks.ladder` climbed every rung with three seeds, and did two
-# things more: it took single changes *back from the top*, and tried what else one reads about.
+# things more: it took single changes *back from the top*, and tried what else one reads about. (The gains are
+# geometric means over the seeds, with 95 % intervals.)
 
 # %%
 stored = json.loads((lesson.root / "data" / "measured" / "ladder.json").read_text(encoding="utf-8"))
@@ -377,25 +396,35 @@ for number, change in enumerate(LADDER):
     axis.text(number, max(height, height * mean) * 1.15, f"×{mean:.1f}", ha="center", fontsize=9)
     height *= mean
     seen.add(label)
-axis.set(yscale="log", ylabel="times as fast as the article's recipe")
+axis.set(yscale="log", ylabel="product of the gains so far")
 axis.set_xticks(range(len(LADDER)), [change.name for change in LADDER], rotation=35, ha="right", fontsize=9)
-axis.legend(loc="upper left")
+axis.legend(loc="upper left", title="what a change is meant for")
 plots.show(figure, alt="A staircase of bars on a log scale, one a change, each standing on the one before: most of the "
            "height comes from changes that bring more learning a token, less from fewer operations, least from faster "
            "arithmetic.")
 
 # %%
-by_kind = {kind: math.prod(committed[change.name][1] for change in LADDER if change.kind == kind) for kind in KINDS}
-for kind, (label, _) in KINDS.items():
-    print(f"{label:26s} {by_kind[kind]:6.1f} times in all")
-lesson.record("ladder-product", whole)
-lesson.record("ladder-learning", by_kind["learning"])
-lesson.record("ladder-fewer", by_kind["fewer"])
-lesson.record("ladder-faster", by_kind["faster"])
+logs = {kind: [0.0] * stored["seeds"] for kind in KINDS}  # each gain taken apart, and not by its label
+for before, after in zip(names, names[1:]):
+    fewer = executed(recipes[before]) / executed(recipes[after])
+    for seed, (a, b) in enumerate(zip(of_seeds("climb", before), of_seeds("climb", after))):
+        gain = ladder.speedup(a, b)
+        tokens = gain * a.tokens_per_second / b.tokens_per_second
+        for kind, part in zip(KINDS, (tokens, fewer, gain / tokens / fewer)):
+            logs[kind][seed] += math.log(part)
+totals = {kind: scores.interval(values) for kind, values in logs.items()}
+totals["whole"] = scores.interval([sum(values) for values in zip(*logs.values())])
+for kind, found in totals.items():
+    name = KINDS[kind][0] if kind in KINDS else "the whole ladder"
+    print(f"{name:26s} {math.exp(found.mean):7.1f} times ({math.exp(found.low):.1f} to {math.exp(found.high):.1f})")
+lesson.record("ladder-product", math.exp(totals["whole"].mean))
+for kind in KINDS:
+    lesson.record(f"ladder-{kind}", math.exp(totals[kind].mean))
 
 # %% [markdown]
 # In the committed benchmark the ladder's product is {{ladder-product}} times: {{ladder-learning}} from more learning a
-# token, {{ladder-fewer}} from fewer operations, {{ladder-faster}} from faster ones. The largest steps are not kernels.
+# token, {{ladder-fewer}} from fewer operations, {{ladder-faster}} from faster ones. (Each gain was taken apart for
+# that, as above.)
 #
 # ### Does the order matter?
 #
@@ -415,9 +444,9 @@ lesson.record("packing-top", at_top["no padding"][1])
 lesson.record("decay-top", at_top["decay on the clock"][1])
 
 # %% [markdown]
-# The sparse head brought {{sparse-up}} on its way up, in a model whose layers were large; at the top, where the layers
-# are small and the vocabulary is most of the work, it is worth {{sparse-top}}. The decay is worth {{decay-top}} there,
-# packing {{packing-top}}. So a number for "what trick X brings" says little without the recipe around it.
+# The sparse head brought {{sparse-up}} on its way up; at the top, where the layers are small and a dense head is nearly
+# half of the work, it is worth {{sparse-top}}. The decay is worth {{decay-top}} there, packing {{packing-top}}. So a
+# number for "what trick X brings" says little without the recipe around it.
 
 # %% [markdown]
 # ### What else was tried
@@ -432,11 +461,9 @@ for name in stored["further"]:
     lesson.record("further-" + name.split()[0].lower(), mean)
 
 # %% [markdown]
-# None of these is a bad idea; each was a gain in somebody's recipe, with larger models and longer runs. Here Muon makes
-# {{further-muon}} of the top rung's speed: it learns more a step and pays for it in time, since its own products are as
-# large as the model's on so small a batch. Fewer masks towards the end give {{further-fewer}}, short rows first
-# {{further-short}}, averaging {{further-the}}, more heads {{further-four}}, half the batch {{further-half}}. (Not in
-# the list: `torch.compile`, whose start takes longer than this whole budget.)
+# None of these is a bad idea; each was a gain in somebody's recipe, with larger models, longer runs, and settings tuned
+# for it. Here, untuned and in seconds: Muon {{further-muon}}, fewer masks towards the end {{further-fewer}}, short rows
+# first {{further-short}}, averaging {{further-the}}, more heads {{further-four}}.
 
 # %% [markdown]
 # ## Would you believe this benchmark?
@@ -459,8 +486,9 @@ def flaws(report):
     report: {"ours": side, "theirs": side}; theirs is the rival. A side is a dictionary: "compiled" (a bool),
     "clock_starts" ("first call" or "first step"; the first call compiles, if anything does), "mask_seed" (an int) and
     "mask_rate" (a float) of the scored positions, "trials" (how many settings were tried), "seeds" (a list of ints,
-    one a run), "cache" ("warm" or "cold"). Each flaw is as the list above says: what hits both sides alike is a flaw
-    only if it is one of a side alone (a timed compile, one seed).
+    one a run), "cache" ("warm" or "cold"). "timed compile" and "one seed" are flaws if
+    either side has them, also if both do. The other three compare: "other masks" if seed or rate differs, "untuned
+    peer" only if theirs has fewer trials, "warm cache" if the caches differ.
     """
     ### BEGIN SOLUTION
     ours, theirs = report["ours"], report["theirs"]
@@ -488,9 +516,10 @@ check("8.4", flaws)
 
 # %% [markdown]
 # And ours? The masks and the clock are the same for all rungs, seeds are three, nothing is compiled. But the rungs are
-# *not tuned one by one*: the rate of the fifth rung is not the best for the fifth rung. A tuned peer is the business of
-# `python -m benchmarks.pretraining`, which first looks for the best settings of five rivals, with as many trials for
-# each as for `pretrain`.
+# *not tuned one by one*: the rate of the fifth rung is not the best for the fifth rung. Tuned rivals are the business
+# of `python -m benchmarks.pretraining`: its `sweep` looks for the best settings of three stock models, with as many
+# trials for each as for `pretrain`, and its `race` sets them side by side with the article's recipe and `run_mlm`'s
+# defaults.
 
 # %% [markdown]
 # ## What we measured

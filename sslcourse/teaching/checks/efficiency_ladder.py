@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from sslcourse.teaching.checks import Answer, Rng, Wrong, close, grader, true
@@ -15,8 +17,8 @@ def operations_a_token(answer: Answer, rng: Rng) -> None:
     for round_ in range(8):
         recipe = {
             "layers": rng.integer(2, 6), "hidden": 32 * rng.integer(2, 9), "inner": 32 * rng.integer(3, 17),
-            "gated": bool(round_ % 2), "vocabulary": rng.integer(1000, 9000), "length": 32 * rng.integer(1, 9),
-            "scored": round(rng.python.uniform(0.1, 0.45), 3), "sparse": round_ % 3 == 0,
+            "gated": bool(round_ % 2), "vocabulary": rng.integer(1000, 9000), "length": 32 * rng.integer(1, 8) + 1,
+            "scored": 0.0 if round_ == 6 else round(rng.python.uniform(0.1, 0.45), 3), "sparse": round_ % 3 == 0,
             "real": round(rng.python.uniform(0.3, 0.9), 3) if round_ % 4 else 1.0,
         }  # fmt: skip
         close(answer(recipe), _operations(recipe), f"{recipe}: the operations", rtol=1e-6, atol=0.0,
@@ -54,32 +56,35 @@ def _operation_mistakes(r: dict[str, Any]) -> dict[str, float]:
     return {hint: value for hint, value in found.items() if not math.isclose(value, want, rel_tol=1e-6)}
 
 
+CURVES = [  # (points, loss): what a curve can do
+    ([(10.0, 6.0), (20.0, 4.0), (30.0, 5.0)], 5.0),
+    ([(10.0, 6.0), (20.0, 4.0), (30.0, 3.0)], 2.5),  # never
+    ([(10.0, 6.0), (20.0, 4.0), (30.0, 3.0)], 4.0),  # at a look
+    ([(7.0, 5.0), (9.0, 4.0)], 5.0), ([(7.0, 5.0), (9.0, 4.0)], 5.5),  # at the first look
+    ([(2.0, 6.0), (5.0, 3.0), (8.0, 5.0), (9.0, 1.0)], 4.0),  # twice, the second time lower
+    ([(5.0, 3.0), (8.0, 6.0), (12.0, 2.0)], 4.0),  # at the first look, then up, then down
+    ([(4.0, 3.0)], 3.5), ([(4.0, 3.0)], 3.0), ([(4.0, 3.0)], 2.5),  # one look
+    ([(0.0, 3.0), (5.0, 2.0)], 3.5),
+    ([(3.0, 5.0), (6.0, 6.0), (11.0, 2.0)], 4.0),  # up just before
+    ([(2.0, 6.0), (4.0, 5.0), (7.0, 5.0), (9.0, 3.0)], 4.0),  # a plateau above
+    ([(2.0, 6.0), (4.0, 5.0), (7.0, 5.0), (9.0, 3.0)], 5.0),  # a plateau at the loss
+    ([(2.0, 6.0), (5.0, 3.0), (8.0, 5.0), (9.0, 4.0)], 4.0),  # low, high, and at a look again
+    ([(2.0, 6.0), (4.0, 3.0), (8.0, 7.0)], 4.0),  # ends above
+    ([(1.0, 6.0), (2.0, 6.5), (4.0, 6.2), (8.0, 4.0), (9.0, 4.5), (12.0, 1.0)], 5.0),
+]  # fmt: skip
+
+
 @grader("8.2", forbidden=("time_to",))
-def time_to(answer: Answer, rng: Rng) -> None:
+def seconds_to(answer: Answer, rng: Rng) -> None:
     """(points, loss) -> seconds."""
-    for round_ in range(8):
-        seconds = sorted(rng.python.sample(range(1, 200), 6))
+    for plain, goal in rng.python.sample(CURVES, len(CURVES)):
+        stretch, shift = rng.python.choice([0.5, 1.0, 2.0, 4.0]), rng.integer(0, 3)
+        points = [(stretch * at, loss + shift) for at, loss in plain]
+        _compare_time(answer(list(points), goal + shift), points, goal + shift)
+    for _ in range(4):
         losses = sorted((round(rng.python.uniform(2, 7), 3) for _ in range(6)), reverse=True)
+        points = list(zip(sorted(rng.python.sample(range(1, 200), 6)), losses, strict=True))
         goal = round(rng.python.uniform(losses[-1], losses[0]), 4)
-        if round_ == 1:  # rises again
-            losses[4], losses[3] = losses[3], losses[4]
-            goal = round((losses[2] + losses[3]) / 2, 4)
-        elif round_ == 2:
-            goal = losses[-1] - 0.5
-        elif round_ == 3:
-            goal = losses[0] + 0.5
-        elif round_ == 4:
-            goal = losses[2]
-        elif round_ == 5:  # low, high, low again: the first time counts
-            losses = [6.0, 3.0, 5.0, 2.5, 2.4, 2.3]
-            goal = round(rng.python.uniform(3.2, 4.8), 3)
-        elif round_ == 6:
-            seconds, losses = seconds[:1], losses[:1]
-            goal = losses[0] - rng.python.choice([0.5, 0.0])
-        elif round_ == 7:
-            losses[1] = losses[2] = losses[3]  # a plateau
-            goal = losses[3]
-        points = list(zip(map(float, seconds), losses, strict=True))
         _compare_time(answer(list(points), goal), points, goal)
 
 
@@ -121,7 +126,9 @@ def packing_stops_paying(answer: Answer, rng: Rng) -> None:
         attention = token * rng.python.uniform(0.001, 0.02)
         length = 32 * rng.integer(1, 16)
         packing = token * rng.python.uniform(0.01, 0.6)
-        if round_ == 3:
+        if round_ == 2:  # dearer than the work itself
+            packing = 3 * (token + attention * length)
+        elif round_ == 3:
             packing = 0.0
         elif round_ == 4:
             attention = 0.0
@@ -141,50 +148,80 @@ def packing_stops_paying(answer: Answer, rng: Rng) -> None:
 FLAWS = ("timed compile", "other masks", "untuned peer", "one seed", "warm cache")
 
 
+FLAWS = ("timed compile", "other masks", "untuned peer", "one seed", "warm cache")
+
+
 @grader("8.4")
 def flaws(answer: Answer, rng: Rng) -> None:
     """(report) -> the set of flaws."""
-    plans: list[set[str]] = [set(), set(FLAWS), *({flaw} for flaw in FLAWS)]
-    plans += [set(rng.python.sample(FLAWS, rng.integer(2, 4))) for _ in range(8)]
-    for plan in rng.python.sample(plans, len(plans)):
-        for variant in range(3):
-            report = benchmark_report(rng, plan, variant)
-            got = answer(copy.deepcopy(report))
-            true(isinstance(got, (set, frozenset)), f"return a set of names, got {type(got).__name__}")
-            unknown = sorted(str(one) for one in got if one not in FLAWS)
-            true(not unknown, f"{unknown[0] if unknown else ''!r} is no flaw of the list {FLAWS}")
-            missed, wrong = sorted(plan - got), sorted(set(got) - plan)
-            if missed:
-                raise Wrong(f"{report}: you missed {missed[0]!r}")
-            if wrong:
-                raise Wrong(f"{report}: {wrong[0]!r} is not the matter here")
+    cases: list[tuple[set[str], list[Edit]]] = [(set(), []), *((set(), [trap]) for trap in CLEAN)]
+    cases += [({flaw}, [form]) for flaw, forms in FORMS.items() for form in forms]
+    cases += [({"timed compile", "warm cache"}, [a, b]) for a in FORMS["timed compile"] for b in FORMS["warm cache"]]
+    plans = [*itertools.combinations(FLAWS, 2), *(rng.python.sample(FLAWS, rng.integer(3, 5)) for _ in range(4))]
+    cases += [(set(plan), [rng.python.choice(FORMS[flaw]) for flaw in plan]) for plan in plans]
+    for wanted, edits in rng.python.sample(cases, len(cases)):
+        report = _clean(rng)
+        for edit in edits:
+            edit(report["ours"], report["theirs"])
+        got = answer(copy.deepcopy(report))
+        true(isinstance(got, (set, frozenset)), f"return a set of names, got {type(got).__name__}")
+        unknown = sorted(str(one) for one in got if one not in FLAWS)
+        true(not unknown, f"{unknown[0] if unknown else ''!r} is no flaw of the list {FLAWS}")
+        missed, wrong = sorted(wanted - got), sorted(set(got) - wanted)
+        if missed:
+            raise Wrong(f"{report}: you missed {missed[0]!r}")
+        if wrong:
+            raise Wrong(f"{report}: {wrong[0]!r} is not the matter here")
 
 
-def benchmark_report(rng: Rng, plan: set[str], variant: int) -> dict[str, Any]:
-    """A report with these flaws and no other; ``variant`` says in which of several ways."""
-    seed = rng.integer(0, 99)
-    trials = rng.integer(4, 9)
-    entry = {"mask_seed": seed, "mask_rate": 0.15, "trials": trials, "seeds": sorted(rng.python.sample(range(50), 3)),
-             "compiled": False, "clock_starts": "first step", "cache": "cold"}  # fmt: skip
-    ours, theirs = {"name": "ours", **entry}, {"name": "theirs", **entry}
-    ours["compiled"] = theirs["compiled"] = variant == 1
-    if variant == 2:
-        ours["cache"] = theirs["cache"] = "warm"  # for both: no flaw
-    one = ours if rng.integer(0, 1) else theirs
-    if "timed compile" in plan:
-        one |= {"compiled": True, "clock_starts": "first call"}
-    elif variant == 0:
-        one["clock_starts"] = "first call"  # nothing is compiled there, so nothing is timed
-        one["compiled"] = False
-    if "other masks" in plan:
-        theirs |= {"mask_seed": seed + 1} if rng.integer(0, 1) else {"mask_rate": 0.3}
-    if "untuned peer" in plan:
-        theirs["trials"] = rng.integer(0, trials - 1)
-    elif variant == 1:
-        theirs["trials"] = trials + rng.integer(1, 5)  # more than ours: not against us
-    if "one seed" in plan:
-        one = ours if rng.integer(0, 1) else theirs
-        one["seeds"] = [one["seeds"][0]] * rng.integer(1, 3)
-    if "warm cache" in plan:
-        ours["cache"], theirs["cache"] = ("warm", "cold") if rng.integer(0, 1) else ("cold", "warm")
-    return {"ours": ours, "theirs": theirs}
+Edit = Callable[[dict[str, Any], dict[str, Any]], Any]
+
+
+def _clean(rng: Rng) -> dict[str, Any]:
+    """A report without a flaw."""
+    entry = {"compiled": False, "clock_starts": "first step", "mask_seed": rng.integer(1, 99), "mask_rate": 0.15,
+             "trials": rng.integer(4, 9), "seeds": sorted(rng.python.sample(range(50), 3)), "cache": "cold"}
+    return {"ours": entry, "theirs": copy.deepcopy(entry)}
+
+
+def _both(**changes: Any) -> Edit:
+    return lambda ours, theirs: (ours.update(copy.deepcopy(changes)), theirs.update(copy.deepcopy(changes)))
+
+
+def _ours(**changes: Any) -> Edit:
+    return lambda ours, theirs: ours.update(changes)
+
+
+def _theirs(**changes: Any) -> Edit:
+    return lambda ours, theirs: theirs.update(changes)
+
+
+def _fewer_trials(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    theirs["trials"] = ours["trials"] - 1
+
+
+def _more_trials(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    theirs["trials"] = ours["trials"] + 1
+
+
+def _other_mask_seed(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    theirs["mask_seed"] = ours["mask_seed"] + 1
+
+
+TIMED = {"compiled": True, "clock_starts": "first call"}
+FORMS: dict[str, list[Edit]] = {  # the ways in which each flaw comes
+    "timed compile": [_ours(**TIMED), _theirs(**TIMED), _both(**TIMED)],
+    "other masks": [_other_mask_seed, _ours(mask_seed=0), _theirs(mask_seed=0), _theirs(mask_rate=0.3),
+                    _theirs(mask_rate=0.1), _theirs(mask_rate=0.151),
+                    lambda ours, theirs: (_both(mask_seed=0)(ours, theirs), theirs.update(mask_rate=0.2))],
+    "untuned peer": [_fewer_trials, _theirs(trials=0)],
+    "one seed": [_ours(seeds=[7]), _theirs(seeds=[7]), _ours(seeds=[7, 7, 7]), _theirs(seeds=[7, 7]), _both(seeds=[7]),
+                 lambda ours, theirs: (ours.update(seeds=[7]), theirs.update(seeds=[8]))],
+    "warm cache": [_ours(cache="warm"), _theirs(cache="warm")],
+}  # fmt: skip
+CLEAN: list[Edit] = [  # what looks like a flaw and is none
+    _both(compiled=True), _both(clock_starts="first call"), _ours(clock_starts="first call"), _theirs(compiled=True),
+    _both(cache="warm"), _more_trials, _ours(seeds=[1, 2, 1]), _theirs(seeds=[1, 1, 2]), _both(seeds=[1, 2]),
+    _ours(seeds=[4, 5]), _theirs(seeds=[7, 8, 9]), _both(mask_seed=0),
+    lambda ours, theirs: (ours.update(compiled=True), theirs.update(clock_starts="first call")),
+]  # fmt: skip
