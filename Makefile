@@ -40,7 +40,8 @@ notebooks: $(READY)
 	@$(PY) -m sslcourse notebooks $(ARGS)
 
 bench: $(READY)
-	@$(PY) -m benchmarks $(ARGS)
+	@$(PY) -m benchmarks
+	@$(PY) -m benchmarks.pretraining race $(ARGS)
 
 gate: $(READY)
 	@$(PY) -m sslcourse gate $(ARGS)

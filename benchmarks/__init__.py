@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from sslcourse.quiet import hush
 
 hush()  # here, because every benchmark imports this package before it imports transformers
+
+def busy_cores() -> float:
+    """How many cores others keep busy, looked at for a second; warns on stderr if that is more than a tenth of one."""
+    import psutil
+
+    cores = psutil.cpu_percent(interval=1.0) / 100 * (psutil.cpu_count() or 1)
+    if cores > 0.1:
+        print(f"warning: other work keeps {cores:.1f} cores busy; what is slow now is told with that", file=sys.stderr)
+    return cores
+
 
 MEASURED = Path(__file__).resolve().parents[1] / "data" / "measured"
 

@@ -4,8 +4,8 @@
     batch        a batch of masked rows against the collator fed as Trainer feeds it, a list of 32 dictionaries
     head         a training step with logits at masked positions against one with logits everywhere
 
-Prints a table and writes ``build/bench/building_blocks.json`` with machine, versions, load and date. The comparison of
-whole recipes to a given loss is the business of ``benchmarks/pretraining`` (lesson 08), which is still to come.
+Prints a table and writes ``build/bench/building_blocks.json`` with machine, versions, load and date. Whole recipes are
+compared by ``benchmarks/pretraining``, which ``make bench`` runs after this.
 """
 
 from __future__ import annotations

@@ -15,12 +15,11 @@ Writes ``data/measured/ladder.json`` with machine, versions, date and command. L
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import replace
 from typing import Any
 
-from benchmarks import store
+from benchmarks import busy_cores, store
 from benchmarks.pretraining.__main__ import texts
 from sslcourse import ladder, precision
 from sslcourse.ladder import ARTICLE, LADDER, Rung
@@ -65,9 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not 0 < given.seconds < float("inf") or given.seeds < 1:
         print(f"error: --seconds {given.seconds} and --seeds {given.seeds} must be positive", file=sys.stderr)
         return 2
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    if load > 0.5:
-        print(f"warning: the machine is busy (load {load:.1f}); gains will scatter", file=sys.stderr)
+    busy = busy_cores()
     train, held_out = texts(given.text)
     text = ladder.Text.of(train, held_out[::16])  # a look is taken off the clock, and there are many
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -82,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{seed} {group:8s} {name:40s} {track.loss:.3f} nats, {track.tokens_per_second:7,.0f} tokens/s",
                   flush=True)  # fmt: skip
     command = "python -m benchmarks.ladder " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    figures = {"seconds": given.seconds, "seeds": given.seeds, "load": load, "peak_flops": precision.peak_flops()}
+    figures = {"seconds": given.seconds, "seeds": given.seeds, "busy_cores": busy, "peak_flops": precision.peak_flops()}
     store("ladder", command.strip(), figures | found)
     return 0
 

@@ -1,11 +1,13 @@
 """Every rung of the ladder runs, differs from the one below by its own change, and is measured as it says."""
 
+import json
 import math
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 
+from benchmarks import ladder as bench
 from sslcourse import ladder
 from sslcourse.encoder import EncoderForMaskedLM
 from sslcourse.ladder import ARTICLE, LADDER, Batch, Rung, Text, Track
@@ -44,6 +46,33 @@ def test_the_top_of_the_ladder_is_what_pretrain_does():
     assert {name: value for name, value in asdict(top).items() if name not in plain} == {
         name: value for name, value in new.items() if name not in plain
     }
+
+
+def test_what_is_taken_back_from_the_top_is_as_it_was_below():
+    groups, rungs = bench.contestants(), list(ladder.recipes().values())
+    top = rungs[-1]
+    assert list(groups["climb"].values()) == rungs
+    for name, without in groups["without"].items():
+        at = [change.name for change in LADDER].index(name)
+        for field, value in asdict(without).items():
+            changed = field in LADDER[at].fields
+            assert value == getattr(rungs[at] if changed else top, field), (name, field)
+    for name, further in groups["further"].items():
+        differing = {field for field, value in asdict(further).items() if value != getattr(top, field)}
+        assert differing == set(bench.FURTHER[name])
+
+
+def test_the_ladders_benchmark_stores_every_contestant(tmp_path, monkeypatch):
+    words = "the river is {at} km long and ends in the sea. "
+    for at in range(60):
+        (tmp_path / f"{at}.txt").write_text((words * 60).format(at=at))
+    monkeypatch.setattr("benchmarks.MEASURED", tmp_path / "measured")
+    monkeypatch.setattr(bench, "contestants", lambda: {"climb": {"top": replace(Rung(), **SMALL)}})
+    assert bench.main(["--seconds", "0.3", "--seeds", "2", "--text", str(tmp_path)]) == 0
+    stored = json.loads((tmp_path / "measured" / "ladder.json").read_text())
+    assert [one["points"][-1][0] >= 0.3 for one in stored["climb"]["top"]] == [True, True]
+    assert {"seconds", "seeds", "busy_cores", "date", "machine", "command"} <= set(stored)
+    assert bench.main(["--seconds", "0"]) == 2
 
 
 @pytest.mark.parametrize("name", ladder.recipes())

@@ -34,6 +34,10 @@ def test_a_summary_counts_real_tokens_and_useful_operations():
     (row,) = report.summary([trial])["peers"].values()
     assert row["tokens_per_second"] == [10.0] * 3
     assert row["mfu"] == [0.5] * 3
+    assert report.times([trial]) == [3.8, 7.5, 15.0, 29.9]  # round() takes the even digit
+    assert row["loss_at"]["15.0"] == [5.0] * 3
+    assert row["time_to"]["5.0"] == [15.0] * 3
+    assert row["time_to"]["3.5"] == [None] * 3
     assert "course" in report.table(report.summary([trial]))
 
 
@@ -115,4 +119,5 @@ def test_a_race_runs_in_processes_and_writes_what_it_found(tmp_path, monkeypatch
     assert "course" in capsys.readouterr().out
     written = json.loads((tmp_path / "build/bench/pretraining_race.json").read_text())
     assert written["trials"][0]["threads"] == torch.get_num_threads()
+    assert (tmp_path / "build/bench/pretraining_race.png").read_bytes()[1:4] == b"PNG"
     assert command.main(["race", "--seconds", "-1"]) == 2

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import MEASURED, store
+from benchmarks import MEASURED, busy_cores, store
 from benchmarks.pretraining import peers, report
 from benchmarks.pretraining.peers import Knobs
 from sslcourse import corpus, precision, pretrain_cli
@@ -129,22 +129,22 @@ def main(arguments: list[str] | None = None) -> int:
     if not 0 < given.seconds < float("inf"):
         print(f"error: --seconds {given.seconds} must be positive", file=sys.stderr)
         return 2
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    if load > 0.5:
-        print(f"warning: the machine is busy (load {load:.1f}); what is slow now is told with that", file=sys.stderr)
+    busy = busy_cores()
     command = "python -m benchmarks.pretraining " + " ".join(sys.argv[1:] if arguments is None else arguments)
     if given.what == "sweep":
-        found: dict[str, Any] = {"load": load, "seconds": given.seconds,
+        found: dict[str, Any] = {"busy_cores": busy, "seconds": given.seconds,
                                  "peers": sweep(given.peers or peers.TUNED, given.seconds, given.text)}  # fmt: skip
     else:
         trials = race(given.peers or list(peers.PEERS), _swept(), given.seconds, given.seeds, given.looks, given.text)
-        found = {"load": load, "seconds": given.seconds} | report.summary(trials) | {"trials": trials}
+        found = {"busy_cores": busy, "seconds": given.seconds} | report.summary(trials) | {"trials": trials}
         print(report.table(found))
+    path = Path("build/bench") / f"pretraining_{given.what}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if given.what == "race" and report.plot(found["trials"], path.with_suffix(".png")):
+        print(f"written: {path.with_suffix('.png')}")
     if given.store:
         store(f"pretraining_{given.what}", command, found)
     else:
-        path = Path("build/bench") / f"pretraining_{given.what}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found | {"command": command}, indent=1) + "\n", encoding="utf-8")
         print(f"written: {path}")
     return 0

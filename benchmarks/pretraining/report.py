@@ -5,9 +5,11 @@ A curve is a list of points [seconds, loss, tokens]. Between two looks the loss 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sslcourse.ladder import time_to
@@ -53,6 +55,15 @@ def speedups(curves: Mapping[str, Sequence[Sequence[Point]]], ours: str = "cours
     return found
 
 
+GOALS = (7.0, 6.0, 5.0, 4.0, 3.5, 3.0, 2.5)  # nats
+
+
+def times(trials: Sequence[Mapping[str, Any]]) -> list[float]:
+    """An eighth, a quarter, a half and the whole of the shortest trial."""
+    shortest = min(one["points"][-1][0] for one in trials)
+    return [round(shortest / part, 1) for part in (8, 4, 2)] + [round(shortest - 0.05, 1)]
+
+
 def summary(trials: Sequence[Mapping[str, Any]], ours: str = "course") -> dict[str, Any]:
     """Everything that the table shows, from the trials of a race."""
     by_peer: dict[str, list[Mapping[str, Any]]] = {}
@@ -69,6 +80,9 @@ def summary(trials: Sequence[Mapping[str, Any]], ours: str = "course") -> dict[s
                                                                                                strict=True)]),
             "memory_mb": max(one["memory_mb"] for one in of_peer),
             "parameters": of_peer[0]["parameters"],
+            "loss_at": {str(at): spread([loss_at(points, at) for points in curves]) for at in times(trials)},
+            "time_to": {str(goal): [at if math.isfinite(at) else None  # JSON knows no infinity
+                                    for at in spread([time_to(points, goal) for points in curves])] for goal in GOALS},
         }  # fmt: skip
     curves = {peer: [one["points"] for one in of_peer] for peer, of_peer in by_peer.items()}
     return {"peers": rows, "speedups": speedups(curves, ours) if ours in curves else {}}
@@ -84,3 +98,26 @@ def table(found: Mapping[str, Any]) -> str:
         lines.append(f"{peer:11s}{middle:9.3f} ({low:.3f} to {high:.3f}){row['tokens_per_second'][1]:9,.0f}"
                      f"{row['mfu'][1]:7.1%}{row['memory_mb']:7,.0f}   {ratio}")  # fmt: skip
     return "\n".join(lines)
+
+
+def plot(trials: Sequence[Mapping[str, Any]], path: str | Path) -> bool:
+    """Loss against seconds of training, a line a trial, a colour a peer; false where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 4.8))
+    names = list(dict.fromkeys(one["peer"] for one in trials))
+    for one in trials:
+        place = names.index(one["peer"])
+        seconds, losses = zip(*((at, loss) for at, loss, *_ in one["points"]), strict=True)
+        axis.plot(seconds, losses, color=f"C{place}", marker="osD^vX"[place % 6], markevery=max(1, len(seconds) // 6),
+                  markersize=4, linewidth=1.2, label=one["peer"] if one["seed"] == 0 else None)  # fmt: skip
+    axis.set(xlabel="seconds of training", ylabel="held-out loss (nats)")
+    axis.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+    return True
