@@ -73,8 +73,8 @@ folder = Path(scratch.name)
 # Almost all of distributed training is one operation: every rank has a tensor of gradients, and every rank needs the
 # **sum** of all of them. That is an *all-reduce*.
 #
-# The obvious way sends everything to rank 0, which adds and sends back. Then rank 0 moves N − 1 times as many bytes as
-# anybody else, and all wait for it. The **ring** is fair: cut the tensor into N parts; at each turn every rank sends
+# The obvious way sends everything to rank 0, which adds and sends back. Then rank 0 moves $N - 1$ times as many bytes
+# as anybody else, and all wait for it. The **ring** is fair: cut the tensor into N parts; at each turn every rank sends
 # *one* part to its right neighbour and adds the one that arrives from its left. After N − 1 turns each rank owns one
 # part that is complete. Another N − 1 turns carry the complete parts round.
 #
