@@ -106,7 +106,7 @@ def test_all_read_the_same_held_out_positions(text):
 def test_a_race_runs_in_processes_and_writes_what_it_found(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "texts"
     folder.mkdir()
-    for at in range(40):
+    for at in range(300):
         (folder / f"{at}.txt").write_text(f"file {at}: the river is {at} km long and ends in the sea. " * 30)
     given = {"peer": "course", "knobs": asdict(Knobs(hidden=32, inner=64, layers=1, heads=1, batch=4)), "seconds": 0.5,
              "looks": 1, "seed": 0, "text": str(folder)}  # fmt: skip
