@@ -12,6 +12,9 @@ from sslcourse.quiet import hush
 
 hush()  # here, because every benchmark imports this package before it imports transformers
 
+MEASURED = Path(__file__).resolve().parents[1] / "data" / "measured"
+
+
 def busy_cores() -> float:
     """How many cores others keep busy, looked at for a second; warns on stderr if that is more than a tenth of one."""
     import psutil
@@ -22,7 +25,14 @@ def busy_cores() -> float:
     return cores
 
 
-MEASURED = Path(__file__).resolve().parents[1] / "data" / "measured"
+def texts(folder: str | None) -> tuple[list[str], list[str]]:
+    """(training, held-out) documents: the factbook, or a folder's files, split as ``sslcourse pretrain`` does."""
+    from sslcourse import corpus, pretrain_cli
+
+    if folder is not None:
+        return pretrain_cli.split(pretrain_cli.read_texts(folder), seed=0)
+    splits = corpus.load_splits()
+    return tuple([row["text"] for row in splits[name]] for name in ("train", "validation"))
 
 
 def store(name: str, command: str, figures: dict[str, Any]) -> None:

@@ -19,8 +19,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from benchmarks import busy_cores, store
-from benchmarks.pretraining.__main__ import texts
+from benchmarks import busy_cores, store, texts
 from sslcourse import ladder, precision
 from sslcourse.ladder import ARTICLE, LADDER, Rung
 

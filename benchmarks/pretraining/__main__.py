@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import MEASURED, busy_cores, store
+from benchmarks import MEASURED, busy_cores, store, texts
 from benchmarks.pretraining import peers, report
 from benchmarks.pretraining.peers import Knobs
-from sslcourse import corpus, precision, pretrain_cli
+from sslcourse import precision
 
 SWEEP_SEED = 100  # not one of a race's
 EVERY = 8  # of so many held-out documents one is scored: a look at the largest peer takes 12 s else, off the clock
@@ -42,14 +42,6 @@ def moved(knobs: Knobs, move: dict[str, Any]) -> Knobs:
         else:
             changes[name] = type(now)(now * by)
     return replace(knobs, **changes)
-
-
-def texts(folder: str | None) -> tuple[list[str], list[str]]:
-    """(training, held-out) documents: the factbook, or a folder's files, split as ``sslcourse pretrain`` does."""
-    if folder is None:
-        splits = corpus.load_splits()
-        return tuple([row["text"] for row in splits[name]] for name in ("train", "validation"))
-    return pretrain_cli.split(pretrain_cli.read_texts(folder), seed=0)
 
 
 def trial(given: dict[str, Any]) -> dict[str, Any]:

@@ -31,17 +31,15 @@ from transformers import (
     DataCollatorForLanguageModeling,
     ModernBertConfig,
     ModernBertForMaskedLM,
-    PreTrainedTokenizerFast,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
-from sslcourse import masking, pretraining
-from sslcourse import tokenizer as wordpiece
+from sslcourse import ladder, masking, pretraining
 from sslcourse.encoder import EncoderForMaskedLM
-from sslcourse.pretraining import MaskedRows, Recipe, Tape, evaluate
+from sslcourse.pretraining import Recipe, Tape, evaluate
 
 LENGTH = 128
 
@@ -72,19 +70,14 @@ class Knobs:
 
 
 @dataclass(frozen=True)
-class Text:
-    """What all contestants read: documents as token ids, and the held-out rows with their masks."""
+class Text(ladder.Text):
+    """What all contestants read; ``pretrain`` takes it as it was written."""
 
-    train: list[list[int]]
-    held_out: MaskedRows
-    tokenizer: PreTrainedTokenizerFast
     raw: tuple[list[str], list[str]]
 
     @classmethod
     def of(cls, texts: Sequence[str], held_out: Sequence[str], vocab_size: int = 4096) -> Text:
-        tokenizer = wordpiece.train(texts, vocab_size)
-        rows = pretraining.held_out_rows(wordpiece.encode(tokenizer, held_out), tokenizer, LENGTH)
-        return cls(wordpiece.encode(tokenizer, texts), rows, tokenizer, (list(texts), list(held_out)))
+        return cls(**vars(ladder.Text.of(texts, held_out, vocab_size, LENGTH)), raw=(list(texts), list(held_out)))
 
 
 @dataclass
@@ -94,7 +87,6 @@ class Curve:
     points: list[tuple[float, float, int]]
     steps: int
     parameters: int
-    flops_per_token: float  # useful: real tokens, logits where they are scored
 
 
 # --- Trainer's contestants -------------------------------------------------------------------------------------------
@@ -170,7 +162,7 @@ def by_trainer(
         trainer = Trainer(model, settings, train_dataset=rows, data_collator=collator, callbacks=[clock],
                           optimizers=optimizers)  # fmt: skip
         trainer.train()
-    return Curve(clock.points, trainer.state.global_step, sum(one.numel() for one in model.parameters()), 0.0)
+    return Curve(clock.points, trainer.state.global_step, sum(one.numel() for one in model.parameters()))
 
 
 def packed(text: Text) -> Rows:
@@ -226,8 +218,7 @@ def started(text: Text, knobs: Knobs, seconds: float, looks: int, seed: int) -> 
     def make() -> nn.Module:
         model = ModernBertForMaskedLM(modernbert_config(text, knobs))
         ours = EncoderForMaskedLM(course_recipe(text, knobs, seed).config())
-        missing = model.load_state_dict(ours.state_dict(), strict=True)
-        assert not missing.missing_keys
+        model.load_state_dict(ours.state_dict())  # an error for a weight that one has and the other has not
         return model
 
     return tuned(text, knobs, seconds, looks, seed, make)
@@ -271,9 +262,9 @@ def course(text: Text, knobs: Knobs, seconds: float, looks: int, seed: int) -> C
         run = pretraining.pretrain(*text.raw, recipe, minutes=seconds / 60, tokenizer=text.tokenizer, evaluations=looks,
                                    progress=False)  # fmt: skip
     except pretraining.Diverged:
-        return Curve([(seconds, math.inf, 0)], 0, 0, 0.0)
+        return Curve([(seconds, math.inf, 0)], 0, 0)
     points = [(row["seconds"], row["loss"], int(row["tokens"])) for row in run.history]
-    return Curve(points, int(run.history[-1]["step"]), sum(one.numel() for one in run.model.parameters()), 0.0)
+    return Curve(points, int(run.history[-1]["step"]), sum(one.numel() for one in run.model.parameters()))
 
 
 PEERS: dict[str, Callable[[Text, Knobs, float, int, int], Curve]] = {
@@ -284,14 +275,13 @@ TUNED = ("bert", "modernbert", "started", "course")
 
 
 def useful_flops(name: str, knobs: Knobs, vocab_size: int) -> float:
-    """Floating-point operations that training needs a real token: matrices, attention, logits at masked positions."""
-    gated = name in ("modernbert", "started", "course")
-    hidden, inner, layers, rate = knobs.hidden, knobs.inner, knobs.layers, knobs.mask_rate
+    """Useful operations a real token, as ``ladder.flops_per_token`` counts them."""
     if name in ("article", "run_mlm"):
-        hidden, inner, layers, rate = 256, 1024, 4, 0.15
-    matrices = layers * (4 * hidden**2 + (3 if gated else 2) * hidden * inner)
-    head = rate * (hidden**2 + vocab_size * hidden)
-    return 6 * (matrices + head) + 12 * layers * LENGTH * hidden
+        return ladder.flops_per_token(replace(ladder.ARTICLE, vocab_size=vocab_size))
+    return ladder.flops_per_token(ladder.Rung(
+        body="bert" if name == "bert" else "prenorm", vocab_size=vocab_size, hidden_size=knobs.hidden,
+        intermediate_size=knobs.inner, layers=knobs.layers, mask_rate=knobs.mask_rate, sequence_length=LENGTH,
+    ))  # fmt: skip
 
 
 def run(name: str, text: Text, knobs: Knobs, seconds: float, looks: int, seed: int) -> dict[str, Any]:
@@ -303,7 +293,5 @@ def run(name: str, text: Text, knobs: Knobs, seconds: float, looks: int, seed: i
     if name not in PEERS:
         raise ValueError(f"peer {name!r} is unknown; choose from {', '.join(PEERS)}")
     curve = PEERS[name](text, knobs, seconds, looks, seed)
-    curve.flops_per_token = useful_flops(name, knobs, len(text.tokenizer))
-    if not all(math.isfinite(loss) for _, loss, _ in curve.points):
-        curve.points = [(at, loss if math.isfinite(loss) else math.inf, read) for at, loss, read in curve.points]
-    return asdict(curve)
+    curve.points = [(at, loss if math.isfinite(loss) else math.inf, read) for at, loss, read in curve.points]
+    return asdict(curve) | {"flops_per_token": useful_flops(name, knobs, len(text.tokenizer))}
