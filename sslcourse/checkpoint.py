@@ -1,7 +1,8 @@
-"""Where a pretraining run stands, and how it is kept on disk so that it can go on.
+"""Where a pretraining run stands, and how it is kept so that it can go on.
 
-``State`` is what is not in the model or the optimiser; ``Store`` is the folder. Weights and the optimiser's state
-are safetensors, the rest JSON: nothing is pickled, so a checkpoint from a stranger can do no more than be wrong.
+``State`` is what is not in the model or the optimiser, ``Snapshot`` the last good state in memory, and ``Store`` the
+folder on disk. Weights and the optimiser's state are safetensors, the rest JSON: nothing is pickled, so a checkpoint
+from a stranger can do no more than be refused.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+WINDOW = 8  # steps whose losses are judged together
+SPIKE = 1.0  # nats above the lowest window so far, or four times the steps' own noise if that is more
+CHANCES = 3  # times that a run may go back to the same state
+DONE = "run.json"  # in a finished folder: which run this was
 
 
 @dataclass
@@ -30,11 +38,18 @@ class State:
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
+    skipped: int = 0  # batches that led to a state that was given up; they are not read again
     history: list[dict[str, float]] = field(default_factory=list)
+    restores: list[dict[str, Any]] = field(default_factory=list)
     best_loss: float = math.inf
     without_gain: int = 0
+    loss_sum: float = 0.0  # of the steps since the last evaluation
+    loss_count: int = 0
+    recent: list[float] = field(default_factory=list)  # losses that no window has judged yet
+    lowest: float = math.inf  # mean loss of a window
+    noise: float = 0.0  # of a step's loss about its window's mean
     best: dict[str, Tensor] = field(default_factory=dict)
-    losses: list[Tensor] = field(default_factory=list)  # since the last evaluation
+    pending: list[Tensor] = field(default_factory=list)  # losses that may still be on their way from the device
 
     def progress(self, after: int = 0) -> float:
         """Share of the budget used, ``after`` so many more steps where steps are what counts."""
@@ -60,7 +75,52 @@ class State:
         self.step += 1
         self.tokens += tokens
         self.seconds += seconds
-        self.losses.append(loss)
+        self.pending.append(loss)
+
+    def trouble(self) -> str:
+        """What is wrong with the training loss, or an empty string; judged every few steps and at an evaluation.
+
+        A loss that is no number stays so. A spike is a window of eight steps whose mean lies a nat above the lowest
+        mean so far, or four times the noise of single steps if that is more: eleven standard deviations of a mean of
+        eight, which a healthy run does not see. (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, section 5.1, went back
+        and skipped batches as well, by hand.)
+        """
+        if self.step % WINDOW and not self.evaluation_due():
+            return ""
+        self.settle()
+        if not all(map(math.isfinite, self.recent)):
+            return "the training loss is no finite number"
+        while len(self.recent) >= WINDOW:
+            window = torch.tensor(self.recent[:WINDOW], dtype=torch.float64)
+            self.recent = self.recent[WINDOW:]
+            mean, noise = window.mean().item(), window.std().item()
+            if mean > self.lowest + max(SPIKE, 4 * self.noise):
+                return f"the training loss rose from {self.lowest:.2f} to {mean:.2f} nats"
+            self.noise = 0.9 * self.noise + 0.1 * noise if self.noise else noise
+            self.lowest = min(self.lowest, mean)
+        return ""
+
+    def jumped(self, loss: float, held_out: float) -> str:
+        """What is wrong with the state that an evaluation saw, or an empty string.
+
+        Args:
+            loss: of the last batch by the weights as they are now. The steps' own losses are those of weights before an
+                update, so the last update may have ruined what would be kept as a good state. (The held-out loss cannot
+                tell: it also rises when a small text is learnt by heart.)
+        """
+        if not math.isfinite(loss) or not math.isfinite(held_out):
+            return "the loss at an evaluation is no finite number"
+        if loss > self.lowest + max(SPIKE, 6 * self.noise):  # of one batch, so there is more noise
+            return f"the training loss rose from {self.lowest:.2f} to {loss:.2f} nats"
+        return ""
+
+    def settle(self) -> None:
+        """Wait for the losses of the last steps and count them."""
+        losses = [loss.item() for loss in self.pending]
+        self.pending = []
+        self.recent = [*self.recent, *losses]  # a new list: a snapshot may hold the old one
+        self.loss_sum += sum(losses)
+        self.loss_count += len(losses)
 
     def after_evaluation(self, loss: float, accuracy: float, rate: float, model: nn.Module) -> None:
         self.history.append(
@@ -68,25 +128,69 @@ class State:
                 "step": self.step,
                 "seconds": round(self.seconds, 3),
                 "tokens": self.tokens,
-                "train_loss": float(torch.stack(self.losses).mean()),
+                "train_loss": self.loss_sum / self.loss_count,
                 "loss": loss,
                 "accuracy": accuracy,
                 "learning_rate": rate,
             }
         )
-        self.losses = []
+        self.loss_sum, self.loss_count = 0.0, 0
         if loss < self.best_loss:
             self.best_loss, self.without_gain = loss, 0
             self.best = {name: weight.detach().cpu().clone() for name, weight in model.named_parameters()}
         else:
             self.without_gain += 1
 
+    def plain(self) -> dict[str, Any]:
+        """All that is not a tensor."""
+        self.settle()
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("best", "pending")}
+
+
+class Snapshot:
+    """The last good state, in memory, to which a run goes back when its loss is no number or jumps."""
+
+    ROLLED_BACK = ("step", "loss_sum", "loss_count", "recent", "lowest", "noise")  # the clock, for one, goes on
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+        state.settle()
+        self.weights = [weight.detach().clone() for weight in model.parameters()]
+        self.moments = {
+            weight: {name: value.clone() for name, value in moments.items()}
+            for weight, moments in optimizer.state.items()
+        }
+        self.plain = {name: getattr(state, name) for name in self.ROLLED_BACK}
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, why: str) -> dict[str, Any]:
+        """Go back; the batches since then will be skipped, since they would lead to the same place. What happened."""
+        for weight, kept in zip(model.parameters(), self.weights, strict=True):
+            weight.copy_(kept)
+        optimizer.state.clear()
+        for weight, moments in self.moments.items():
+            optimizer.state[weight] = {name: value.clone() for name, value in moments.items()}
+        back = self.plain["step"]
+        event = {"step": state.step, "back_to": back, "seconds": round(state.seconds, 3), "why": why}
+        state.skipped += state.step - back
+        state.restores.append(event)
+        for name, value in self.plain.items():
+            setattr(state, name, value)
+        state.pending = []
+        return event
+
+    def used_up(self, state: State) -> bool:
+        """Whether the run has come back here as often as it may."""
+        return sum(event["back_to"] == self.plain["step"] for event in state.restores) >= CHANCES
+
 
 class Store:
     """A run's folder: ``<out>.partial`` while it trains, ``<out>`` once it is whole.
 
-    Weights and the optimiser's state are safetensors, the rest JSON; nothing is pickled.
+    At any moment there is one whole checkpoint, or the whole result: each is written beside the one before under
+    another name, brought onto the disk, and renamed.
     """
+
+    OURS = ("checkpoint", "checkpoint.new", "checkpoint.old", "whole", "tokens-")  # names, or how names begin
 
     def __init__(self, out: str | Path) -> None:
         self.out = Path(os.path.realpath(out))  # "." has no name to lengthen, and a link cannot be replaced
@@ -96,86 +200,179 @@ class Store:
     def check(self, resume: bool) -> None:
         """Refuse, before anything is written, a folder that could not be kept apart from what is there."""
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            if resume and (self.out / DONE).is_file():
+                return  # this very run may be complete: `over` looks
             raise ValueError(f"out={str(self.out)!r} exists and is not an empty folder; choose another name")
         if os.path.ismount(self.out):
             raise ValueError(f"out={str(self.out)!r} is a mount point, which cannot be replaced; choose a folder in it")
+        if not self.partial.exists():
+            return
+        strange = [path.name for path in self._entries() if not path.name.startswith(self.OURS)]
+        if strange:
+            raise ValueError(f"{str(self.partial)!r} holds {strange[0]!r}, which no run has written; move it away, or "
+                             "choose another out")  # fmt: skip
         old = self.partial / "checkpoint.old"
         if old.is_dir() and not self.checkpoint.exists():  # cut off between the two renames of `save`
             old.rename(self.checkpoint)
-        if not self.holds_checkpoint() and self.partial.is_dir():
-            self.discard()  # the first save was cut off: nothing that could be resumed, nothing worth keeping
-        if resume and not self.holds_checkpoint():
-            raise ValueError(f"resume=True, but {str(self.partial)!r} holds no checkpoint; start without it")
-        if not resume and self.partial.exists():
+        if not self.checkpoint.exists():
+            self.discard()  # cut off before the first checkpoint: nothing to go on from, nothing worth keeping
+        elif not resume:
             raise ValueError(f"{str(self.partial)!r} is left from an interrupted run; resume it, or delete it first")
+
+    def _entries(self) -> list[Path]:
+        if not self.partial.is_dir():
+            raise ValueError(f"{str(self.partial)!r} is a file where the run's folder would be; move it away, or "
+                             "choose another out")  # fmt: skip
+        return sorted(self.partial.iterdir())
 
     def holds_checkpoint(self) -> bool:
         """Whether there is something to resume."""
-        return (self.checkpoint / "state.json").is_file()
+        return self.checkpoint.is_dir()
+
+    def over(self, identity: dict[str, Any]) -> bool:
+        """Whether this very run is complete already.
+
+        Raises:
+            ValueError: if ``out`` holds another run.
+        """
+        if not (self.out / DONE).is_file():
+            return False
+        done = json.loads((self.out / DONE).read_text(encoding="utf-8"))
+        if done.get("identity") != json.loads(json.dumps(identity)):
+            raise ValueError(f"out={str(self.out)!r} exists and is not an empty folder; choose another name")
+        return True
 
     def save(self, identity: dict[str, Any], state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Replace the checkpoint by the present state; an interruption leaves the old one or the new one."""
-        fresh, old = self.partial / "checkpoint.new", self.partial / "checkpoint.old"
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        try:
-            save_file(_weights(model), fresh / "model.safetensors")
-            save_file(state.best, fresh / "best.safetensors")
-            save_file(_optimizer_tensors(optimizer), fresh / "optimizer.safetensors")
-        except SafetensorError as error:  # a full disk, most often
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise OSError(f"the checkpoint could not be written to {str(self.partial)!r} ({error})") from error
-        plain = {key: getattr(state, key) for key in _PLAIN}
-        (fresh / "state.json").write_text(json.dumps({"identity": identity, "state": plain}), encoding="utf-8")
+        """Replace the checkpoint by the present state; an interruption leaves the old one or the new one.
+
+        Raises:
+            OSError: if the disk is full or forbids it; the checkpoint before is left as it was.
+        """
+        tensors = {
+            "model": _weights(model), "best": state.best, "optimizer": _optimizer_tensors(optimizer)
+        }  # fmt: skip
+        with self._written("checkpoint.new") as fresh:
+            for name, of in tensors.items():
+                save_file(of, fresh / f"{name}.safetensors")
+            files = {path.name: digest(path) for path in sorted(fresh.iterdir())}
+            record = {"identity": identity, "state": state.plain(), "files": files}
+            (fresh / "state.json").write_text(sealed(record), encoding="utf-8")
+        self._swap(fresh)
+
+    def _swap(self, fresh: Path) -> None:
+        old = self.partial / "checkpoint.old"
         if self.checkpoint.exists():
             self.checkpoint.rename(old)
         fresh.rename(self.checkpoint)
         shutil.rmtree(old, ignore_errors=True)
 
+    @contextmanager
+    def _written(self, name: str) -> Iterator[Path]:
+        """An empty folder, on the disk in the end, in case the power goes; or gone again, and what went wrong."""
+        for leftover in (self.partial / name, self.partial / "checkpoint.old"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh = self.partial / name
+        try:
+            fresh.mkdir(parents=True)
+            yield fresh
+            onto_disk(fresh)
+        except (OSError, SafetensorError) as error:  # a full disk, most often
+            shutil.rmtree(fresh, ignore_errors=True)
+            kept = "the last checkpoint is whole" if self.holds_checkpoint() else "there was no checkpoint before"
+            raise OSError(f"{str(fresh)!r} could not be written ({error}); {kept}") from error
+
     def load(self, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
         """Restore model and optimiser in place and return the state.
 
         Raises:
-            ValueError: if the checkpoint is of another run.
+            ValueError: if the checkpoint is of another run, is damaged, or is not one of this course's.
         """
+        where = f"the checkpoint in {str(self.partial)!r}"
         try:
-            return self._load(identity, model, optimizer)
-        except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"the checkpoint in {str(self.partial)!r} is damaged ({error}); delete it") from error
-
-    def _load(self, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-        saved = json.loads((self.checkpoint / "state.json").read_text(encoding="utf-8"))
+            record = unsealed((self.checkpoint / "state.json").read_text(encoding="utf-8"))
+            of_run, plain, files = record["identity"], record["state"], record["files"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{where} is damaged, or not one of this course ({error}); delete it") from error
         for key, value in json.loads(json.dumps(identity)).items():
-            if saved["identity"][key] != value:
-                raise ValueError(
-                    f"the checkpoint in {str(self.partial)!r} has another {key} than this run; "
-                    "resume with the same arguments, or delete it and start anew"
-                )
-        device = next(model.parameters()).device
-        for name, weight in load_file(self.checkpoint / "model.safetensors").items():
-            model.get_parameter(name).data.copy_(weight)
-        _restore_optimizer(optimizer, load_file(self.checkpoint / "optimizer.safetensors"), device)
-        return State(**saved["state"], best=load_file(self.checkpoint / "best.safetensors"))
+            if of_run.get(key) != value:
+                raise ValueError(f"{where} has another {key} than this run; resume with the same arguments, or delete "
+                                 "it and start anew")  # fmt: skip
+        try:
+            for name, expected in files.items():
+                if digest(self.checkpoint / name) != expected:
+                    raise ValueError(f"{name} is not what was written")
+            stored = {name: load_file(self.checkpoint / f"{name}.safetensors") for name in _FILES}
+            state = State(**plain, best=stored["best"])
+            weights = dict(model.named_parameters())
+            shapes = {name: weight.shape for name, weight in weights.items()}
+            if {name: weight.shape for name, weight in stored["model"].items()} != shapes:
+                raise ValueError("model.safetensors holds the weights of another model")
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ValueError(f"{where} is damaged ({error}); delete it") from error
+        for name, weight in weights.items():
+            weight.data.copy_(stored["model"][name])
+        _restore_optimizer(optimizer, stored["optimizer"], next(iter(weights.values())).device)
+        return state
 
     def discard(self) -> None:
-        """Delete what the run has left so far: it came to nothing."""
+        """Delete what the run has left so far."""
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def finish(self, model: Any, tokenizer: Any, records: Mapping[str, Any]) -> None:
-        """Write model, tokenizer and ``records`` (as JSON), drop the checkpoint, and give the folder its name."""
-        self.partial.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(self.partial)
-        tokenizer.save_pretrained(self.partial)
-        for name, record in records.items():
-            (self.partial / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(self.checkpoint, ignore_errors=True)
+        """Write model, tokenizer and ``records`` (as JSON), give the folder its name, and drop the checkpoint.
+
+        Raises:
+            OSError: if the disk is full or forbids it; the last checkpoint is left, and resuming comes back here.
+        """
+        with self._written("whole") as whole:
+            model.save_pretrained(whole)
+            tokenizer.save_pretrained(whole)
+            for name, record in records.items():
+                (whole / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if self.out.exists():
             self.out.rmdir()  # empty, as `check` saw; Windows cannot rename onto it
-        self.partial.rename(self.out)
+        whole.rename(self.out)
+        self.discard()
 
 
-_PLAIN = ("budget", "step", "seconds", "tokens", "history", "best_loss", "without_gain")
+_FILES = ("model", "best", "optimizer")
+
+
+def sealed(record: dict[str, Any]) -> str:
+    """JSON that knows whether it was changed."""
+    return json.dumps(record | {"seal": _seal(record)})
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """What ``sealed`` was given.
+
+    Raises:
+        ValueError: if it was changed, or is something else.
+    """
+    record = json.loads(text)
+    if not isinstance(record, dict) or "seal" not in record:
+        raise ValueError("state.json has no seal")
+    if record.pop("seal") != _seal(record):
+        raise ValueError("state.json is not what was written")
+    return record
+
+
+def _seal(record: dict[str, Any]) -> str:
+    plain = json.loads(json.dumps(record))  # as it is read: tuples are lists, keys are text
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def onto_disk(folder: Path) -> None:
+    """Wait until the files of a folder are written."""
+    for path in folder.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -196,8 +393,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def fingerprint(texts: Sequence[str], held_out: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for text in (*texts, "\0", *held_out):
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
-    return digest.hexdigest()
+def fingerprint(texts: Iterable[str], held_out: Iterable[str]) -> str:
+    """SHA-256 of texts, told apart from those held out."""
+    total = hashlib.sha256()
+    for text in chain(texts, ["\0"], held_out):
+        total.update(text.encode("utf-8", "surrogatepass") + b"\n")
+    return total.hexdigest()

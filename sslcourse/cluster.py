@@ -9,7 +9,7 @@ starts all ranks again and they go on from the last checkpoint by themselves, to
 A checkpoint is written by all ranks, each its own part, through ``torch.distributed.checkpoint`` in safetensors, and
 can be read by any other number of ranks. What is not a tensor is JSON. Nothing is pickled.
 
-The text is tokenised once, by the first rank, into a memory-mapped file that all ranks read (``TapeOnDisk``).
+The text is tokenised once, by the first rank, into a memory-mapped file that all ranks read (``tape.TapeOnDisk``).
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -34,35 +32,35 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from sslcourse import distributed
-from sslcourse import tokenizer as wordpiece
-from sslcourse.checkpoint import _PLAIN, State, Store, fingerprint
+from sslcourse.checkpoint import Snapshot, State, Store, onto_disk, sealed, unsealed
 from sslcourse.distributed import Objective, Ranks
 from sslcourse.encoder import EncoderForMaskedLM
 from sslcourse.masking import IGNORE
 from sslcourse.pretraining import (
+    Data,
     Diverged,
     Evaluation,
-    MaskedRows,
-    Recipe,
     Run,
-    Tape,
-    _generator,
     autocast,
-    held_out_rows,
+    check_budget,
     learning_rate,
     make_optimizer,
+    reopened,
+    report,
+    why_diverged,
 )
+from sslcourse.recipe import Recipe
+from sslcourse.tape import MaskedRows, Tape, TapeOnDisk, kept_tape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's two tensors a weight; its step count is the run's
-DONE = "run.json"  # in the finished folder: which run this was, so that ranks that start again know it is over
 
 
 def pretrain(
-    texts: Sequence[str],
-    held_out: Sequence[str],
+    texts: Iterable[str],
+    held_out: Iterable[str],
     recipe: Recipe | None = None,
     *,
     ranks: Ranks,
@@ -76,6 +74,7 @@ def pretrain(
     patience: int | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None,
     on_evaluation: Callable[[dict[str, float]], None] | None = None,
+    on_restore: Callable[[dict[str, Any]], None] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Run | None:
     """As ``pretraining.pretrain``, by every rank of a group at once; the run on the first rank, None on the others.
@@ -91,33 +90,30 @@ def pretrain(
     Raises:
         ValueError: on every rank alike, for what ``pretraining.pretrain`` refuses, a batch that gives some rank
             nothing, and a checkpoint that is damaged, half written or lacks a shard.
-        Diverged: if the held-out loss was never finite.
+        Diverged: on every rank, as there.
     """
     recipe = recipe or Recipe()
-    _check(recipe, ranks, steps, minutes, evaluations, patience, accumulate)
+    check_budget(steps, minutes, evaluations, patience)
+    if recipe.batch_size < ranks.world * accumulate or accumulate < 1:
+        raise ValueError(f"batch_size={recipe.batch_size} gives {ranks.world} ranks with accumulate={accumulate} less "
+                         "than one row each; raise batch_size, or start fewer processes")  # fmt: skip
     store = ShardedStore(out, ranks)
     store.check(resume)
-    texts, held_out = list(texts), list(held_out)
-    if not texts or not held_out:
-        raise ValueError(f"texts ({len(texts)}) and held_out ({len(held_out)}) must each hold at least one document")
-    tokenizer = tokenizer or wordpiece.train(texts, recipe.vocab_size)
-    recipe = replace(recipe, vocab_size=len(tokenizer))
     budget = {"steps": steps, "minutes": minutes, "evaluations": evaluations, "patience": patience}
-    identity = {"recipe": asdict(recipe), "budget": budget, "texts": fingerprint(texts, held_out)}
-    if store.over(identity):
-        return store.finished(tokenizer, recipe) if ranks.first else None
-    validation = held_out_rows(wordpiece.encode(tokenizer, held_out), tokenizer, recipe.sequence_length)
-    if not bool((validation.labels != IGNORE).any()):
-        raise ValueError("held_out holds no token that can be masked (is all of it unknown to the tokenizer?)")
+    data = Data.of(texts, held_out, recipe, tokenizer, budget)
+    if store.over(data.identity):
+        return reopened(store, data) if ranks.first else None
+    recipe = data.recipe
 
     objective = fresh_objective(recipe, ranks.device)
     wrapped = distributed.wrap(objective, strategy, ranks)
     optimizer = make_optimizer(objective, recipe)
-    state = store.load(identity, objective, optimizer) if store.resumes else State(budget=budget)
-    tape = store.tape(texts, tokenizer, recipe)
-    run = Run(objective.model, tokenizer, recipe, state.history)
+    state = store.load(data.identity, objective, optimizer) if store.resumes else State(budget=budget)
+    tape = store.tape(data)
+    good = Snapshot(objective, optimizer, state)
+    run = Run(objective.model, data.tokenizer, recipe, state.history, restores=state.restores)
 
-    batches = _shares(tape, recipe, state.step, ranks, accumulate)
+    batches = _shares(tape, recipe, state.step + state.skipped, ranks, accumulate)
     settle(wrapped, next(_shares(tape, recipe, 0, ranks, 1)), recipe)
     while not state.finished():
         began = time.perf_counter()
@@ -130,28 +126,38 @@ def pretrain(
         optimizer.step()
         (seconds,) = distributed.total((time.perf_counter() - began) if ranks.first else 0.0)  # one clock decides
         state.after_step(loss, recipe.batch_size * recipe.sequence_length, seconds)
-        if state.evaluation_due():
-            result = evaluate(wrapped, validation, ranks)
-            state.after_evaluation(result.loss, result.accuracy, optimizer.param_groups[0]["lr"], objective)
-            store.save(identity, state, objective, optimizer)
-            if on_evaluation and ranks.first:
-                on_evaluation(state.history[-1])
+        trouble = state.trouble()  # the same on all ranks: the loss is that of the global batch
+        if state.evaluation_due() and not trouble:
+            result = evaluate(wrapped, data.validation, ranks)
+            batch = MaskedRows(*next(tape.batches(recipe, state.step + state.skipped - 1)))
+            trouble = state.jumped(evaluate(wrapped, batch, ranks).loss, result.loss)
+            if not trouble:
+                state.after_evaluation(result.loss, result.accuracy, optimizer.param_groups[0]["lr"], objective)
+                good = Snapshot(objective, optimizer, state)
+                store.save(data.identity, state, objective, optimizer)
+                if on_evaluation and ranks.first:
+                    on_evaluation(state.history[-1])
+        if trouble:
+            event = good.restore(objective, optimizer, state, trouble)
+            if ranks.first:
+                report(event, on_restore)
+            if good.used_up(state):
+                break
+            batches = _shares(tape, recipe, state.step + state.skipped, ranks, accumulate)
         if on_step:
             on_step(state.step)
     run.stopped = state.finished()
-    del tape, batches  # no file of the folder may be open when it gets its name, or Windows refuses
-    if not state.best:
-        store.give_up()
-        raise Diverged(f"the held-out loss was never a finite number: training diverged at learning_rate="
-                       f"{recipe.learning_rate:g}; lower it. Nothing was written")  # fmt: skip
+    del tape, batches  # no file of the folder may be open when it goes, or Windows refuses
+    if not run.stopped or not state.best:
+        if not state.best:
+            store.give_up()
+        raise Diverged(why_diverged(state, recipe, store))
     best = {name.removeprefix("model."): distributed.whole(weight).cpu() for name, weight in state.best.items()}
     if ranks.first:
         run.model = EncoderForMaskedLM(recipe.config())
         run.model.load_state_dict(best, strict=False)  # the shared decoder weight has one name only
         run.model.eval()
-        whole = {"identity": identity, "stopped": run.stopped}
-        records = {"recipe.json": asdict(recipe), "history.json": run.history, DONE: whole}
-        store.finish(run.model, tokenizer, records)
+        store.finish(run.model, data.tokenizer, data.records(run))
     dist.barrier()
     return run if ranks.first else None
 
@@ -172,28 +178,6 @@ def settle(wrapped: nn.Module, parts: Sequence[tuple[Tensor, Tensor]], recipe: R
     """
     distributed.backward(wrapped, parts, lambda: autocast(recipe, parts[0][0].device))
     wrapped.zero_grad(set_to_none=True)
-
-
-def _check(
-    recipe: Recipe,
-    ranks: Ranks,
-    steps: int | None,
-    minutes: float | None,
-    evaluations: int,
-    patience: int | None,
-    accumulate: int,
-) -> None:
-    if (steps is None) == (minutes is None):
-        raise ValueError(f"give either steps or minutes, not both or neither (steps={steps}, minutes={minutes})")
-    if not (minutes if steps is None else steps) > 0:
-        raise ValueError(f"steps={steps}, minutes={minutes}: the budget must be positive")
-    if evaluations < 1 or accumulate < 1:
-        raise ValueError(f"evaluations={evaluations} and accumulate={accumulate} must be at least 1")
-    if patience is not None and patience < 1:
-        raise ValueError(f"patience={patience} must be at least 1 evaluation, or None")
-    if recipe.batch_size < ranks.world * accumulate:
-        raise ValueError(f"batch_size={recipe.batch_size} gives {ranks.world} ranks with accumulate={accumulate} less "
-                         "than one row each; raise batch_size, or start fewer processes")  # fmt: skip
 
 
 def _shares(tape: Tape, recipe: Recipe, step: int, ranks: Ranks, accumulate: int) -> Iterator[list[tuple]]:
@@ -226,76 +210,6 @@ def evaluate(wrapped: nn.Module, dataset: MaskedRows, ranks: Ranks, batch_size: 
     return Evaluation(loss_sum, int(right), int(count))
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-def token_kind(vocab_size: int) -> type:
-    """The smallest whole number that holds every id: two bytes a token up to 65,536 of them."""
-    return np.uint16 if vocab_size <= 2**16 else np.int32
-
-
-def write_tape(path: Path, texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, at_once: int = 1000) -> int:
-    """Tokenise once, a thousand documents at a time, into a file of nothing but ids; how many tokens it holds.
-
-    Documents stand end to end, each between [CLS] and [SEP], as ``masking.pack`` lays them. The file gets its name
-    when it is whole.
-    """
-    kind, total = token_kind(len(tokenizer)), 0
-    fresh = path.with_name(path.name + ".new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with fresh.open("wb") as file:
-        for begin in range(0, len(texts), at_once):
-            for document in wordpiece.encode(tokenizer, texts[begin : begin + at_once]):
-                ids = np.array([tokenizer.cls_token_id, *document, tokenizer.sep_token_id], dtype=kind)
-                ids.tofile(file)
-                total += len(ids)
-    fresh.replace(path)
-    return total
-
-
-class TapeOnDisk(Tape):
-    """``pretraining.Tape`` over a memory-mapped file: the same batches, of which only those in use are in memory.
-
-    All ranks of a machine share one copy, the system's. The numbers' kind is the file's ending (``.uint16``).
-
-    Raises:
-        ValueError: if the file holds less than one row.
-    """
-
-    def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast, length: int) -> None:
-        kind = np.dtype(path.suffix.removeprefix("."))
-        total = path.stat().st_size // kind.itemsize
-        if total < length:
-            raise ValueError(
-                f"the texts hold {total} tokens, less than one row of sequence_length={length}; "
-                "give more text, or a shorter sequence_length"
-            )
-        self.tokens = np.memmap(path, dtype=kind, mode="r")
-        self.length = length
-        self.last_special = tokenizer.mask_token_id
-
-    def rows(self, seed: int, epoch: int) -> _Rows:
-        """As ``Tape.rows``, drawn by the same numbers, but a row is read when its turn comes."""
-        generator = _generator(seed, epoch, stream=1)
-        spare = len(self.tokens) % self.length
-        start = int(torch.randint(spare + 1, (), generator=generator)) if epoch else 0
-        rows = self.tokens[start : start + len(self.tokens) - spare].reshape(-1, self.length)
-        return _Rows(rows, torch.randperm(len(rows), generator=generator).numpy())
-
-
-class _Rows:
-    """Rows of a file in another order, none of them read before somebody takes a slice."""
-
-    def __init__(self, rows: np.ndarray, order: np.ndarray) -> None:
-        self.table, self.order = rows, order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, part: slice) -> Tensor:
-        return torch.from_numpy(self.table[self.order[part]].astype(np.int64))
-
-
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
@@ -322,73 +236,33 @@ class ShardedStore(Store):
         """
         (restarts,) = distributed.total(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
         with self._by_first() as found:
-            if self.ranks.first and not (restarts and (self.out / DONE).is_file()):
-                old = self.partial / "checkpoint.old"
-                left = self.holds_checkpoint() or old.is_dir()
-                found.append(_caught(lambda: super(ShardedStore, self).check(resume or bool(restarts and left))))
+            if self.ranks.first:
+                found.append(_caught(lambda: super(ShardedStore, self).check(resume or bool(restarts))))
         self.resumes = self._firsts(self.holds_checkpoint)
 
     def over(self, identity: dict[str, Any]) -> bool:
-        """Whether this very run is complete already: a rank died after the last step, and all were started again.
-
-        Raises:
-            ValueError: on every rank, if ``out`` holds another run.
-        """
-        if not self._firsts((self.out / DONE).is_file):
-            return False
+        """As ``Store.over``, looked at by the first rank: one died after the last step, and all were started again."""
+        answers: list[bool] = []
         with self._by_first() as found:
             if self.ranks.first:
-                done = json.loads((self.out / DONE).read_text(encoding="utf-8"))
-                if done["identity"] != json.loads(json.dumps(identity)):
-                    found.append(f"out={str(self.out)!r} exists and is not an empty folder; choose another name")
-        return True
+                found.append(_caught(lambda: answers.append(super(ShardedStore, self).over(identity))))
+        return self._firsts(lambda: answers == [True])
 
-    def finished(self, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Run:
-        """The run that ``out`` holds."""
-        self._tidy(self.out)
-        history, done = (json.loads((self.out / name).read_text(encoding="utf-8")) for name in ("history.json", DONE))
-        model = EncoderForMaskedLM.from_pretrained(self.out)
-        return Run(model.eval(), tokenizer, recipe, history, done["stopped"])
-
-    def finish(self, model: Any, tokenizer: Any, records: Mapping[str, Any]) -> None:
-        """As ``Store.finish``, but the checkpoint goes last: a death on the way costs no step."""
-        model.save_pretrained(self.partial)
-        tokenizer.save_pretrained(self.partial)
-        for name, record in records.items():
-            (self.partial / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        if self.out.exists():
-            self.out.rmdir()  # empty, as `check` saw; Windows cannot rename onto it
-        self.partial.rename(self.out)
-        self._tidy(self.out)
-
-    def _tidy(self, folder: Path) -> None:
-        for name in ("checkpoint", "checkpoint.old", "checkpoint.new"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for tokens in folder.glob("tokens-*"):
-            tokens.unlink()
-
-    def tape(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> TapeOnDisk:
+    def tape(self, data: Data) -> TapeOnDisk:
         """The texts' tokens in a file of the run's folder, written by the first rank, unless a start before did.
 
         Raises:
             ValueError: on every rank, for texts that do not fill one batch; of a new run nothing is left then.
         """
-        kind = token_kind(len(tokenizer))
-        vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
-        path = self.partial / f"tokens-{fingerprint(texts, [vocabulary])[:16]}.{np.dtype(kind).name}"
         with self._by_first() as found:
-            if self.ranks.first and not path.is_file():
-                found.append(_caught(lambda: write_tape(path, texts, tokenizer)))
+            if self.ranks.first:
+                found.append(_caught(lambda: kept_tape(self.partial, data.texts, data.tokenizer)))
         try:
-            tape = TapeOnDisk(path, tokenizer, recipe.sequence_length)
-            if len(tape) < recipe.batch_size:
-                raise ValueError(f"the texts give {len(tape)} rows, too little for one batch of "
-                                 f"batch_size={recipe.batch_size}; give more text, or lower it")  # fmt: skip
+            return data.tape(self)
         except ValueError:
             if not self.resumes:
                 self.give_up()
             raise
-        return tape
 
     def give_up(self) -> None:
         """Delete what is left, once all ranks have come to this. (``check`` calls ``discard`` on the first alone.)"""
@@ -398,7 +272,7 @@ class ShardedStore(Store):
 
     def save(self, identity: dict[str, Any], state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Replace the checkpoint by the present state; an interruption leaves the old one or the new one."""
-        fresh, old = self.partial / "checkpoint.new", self.partial / "checkpoint.old"
+        fresh, old, plain = self.partial / "checkpoint.new", self.partial / "checkpoint.old", state.plain()
         if self.ranks.first:
             for leftover in (fresh, old):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -410,16 +284,10 @@ class ShardedStore(Store):
         dist.barrier()
         if self.ranks.first:
             shards = {path.name: path.stat().st_size for path in sorted(fresh.glob("*.safetensors"))}
-            plain = {key: getattr(state, key) for key in _PLAIN}
             record = {"identity": identity, "state": plain, "best": sorted(state.best), "shards": shards}
-            (fresh / "state.json").write_text(json.dumps(record), encoding="utf-8")
-            for path in fresh.iterdir():  # onto the disk before the old one goes, in case the power does
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-            if self.checkpoint.exists():
-                self.checkpoint.rename(old)
-            fresh.rename(self.checkpoint)
-            shutil.rmtree(old, ignore_errors=True)
+            (fresh / "state.json").write_text(sealed(record), encoding="utf-8")
+            onto_disk(fresh)
+            self._swap(fresh)
         dist.barrier()
 
     def load(self, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
@@ -445,7 +313,7 @@ class ShardedStore(Store):
     def _verify(self, identity: dict[str, Any]) -> None:
         path = self.checkpoint / "state.json"
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
+            saved = unsealed(path.read_text(encoding="utf-8"))
             of_run, shards = saved["identity"], saved["shards"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"the checkpoint in {str(self.partial)!r} is damaged ({error}); delete it") from error

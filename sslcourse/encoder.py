@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 ROPE_THETA = 10_000.0
+WRITTEN_OUT = 1024  # the longest row for which bf16 attention on a CPU is not left to the fused kernel
 
 
 class EncoderConfig(ModernBertConfig):
@@ -76,11 +77,11 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch seq hidden"]:
         """``weights``, if given, is a list to which [batch, heads, query, key] is appended."""
         batch, seq, hidden = x.shape
-        query, key, value = self.Wqkv(x).view(batch, seq, 3, self.heads, -1).transpose(1, 3).unbind(2)
-        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        query_key, value = self.Wqkv(x).view(batch, seq, 3, self.heads, -1).transpose(1, 3).split([2, 1], dim=2)
+        query, key = rotate(query_key, *(table[:, :, None] for table in rotary)).unbind(2)
         if weights is not None:  # the same sum, written out, because somebody wants to see who reads whom
             weights.append(attention_weights(query, key, mask))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = attend(query, key, value.squeeze(2), mask)
         return self.Wo(mixed.transpose(1, 2).reshape(batch, seq, hidden))
 
 
@@ -155,7 +156,7 @@ class _Pretrained(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """The library's start, a normal distribution of standard deviation 0.02, unless a layer says otherwise.
 
-        0.02 suits a width of 768 and is far too small at 128: training then sits on the unigram plateau (lesson 03
+        0.02 suits a width of 768 and is far too small at 128: training then sits on the unigram plateau (lesson 08
         measures it). So what reads the residual stream starts at its width's own scale, what writes to it starts at
         zero, and each layer is the identity at first (Zhang et al. 2019, arXiv 1901.09321).
         """
@@ -300,6 +301,22 @@ class EncoderForMaskedLM(_Pretrained):
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def attend(
+    query: Float[Tensor, "batch heads q head"],
+    key: Float[Tensor, "batch heads k head"],
+    value: Float[Tensor, "batch heads k head"],
+    mask: Bool[Tensor, "batch 1 q k"] | None = None,
+) -> Float[Tensor, "batch heads q head"]:
+    """softmax(query keyᵀ / sqrt(head)) value, by the library's fused kernel, except for bf16 on a CPU.
+
+    There, the kernel's backward pass is slow (torch 2.13; ``python -m benchmarks`` measures it), and two products and a
+    softmax written out are several times as fast. Their memory grows with the square of the length.
+    """
+    if mask is None and query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] <= WRITTEN_OUT:
+        return (query / query.shape[-1] ** 0.5 @ key.transpose(-1, -2)).softmax(-1) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
 def attention_weights(
     query: Float[Tensor, "batch heads q head"], key: Float[Tensor, "batch heads k head"], mask: Tensor | None
 ) -> Float[Tensor, "batch heads q k"]:
@@ -320,10 +337,13 @@ def rotary_tables(
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Float[Tensor, "batch heads seq head"], cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + head/2}) by its position's angle; dot products then depend on distance alone."""
+def rotate(x: Float[Tensor, "*batch seq head"], cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + head/2}) by its position's angle; dot products then depend on distance alone.
+
+    The tables are rounded to the type of ``x``: in bf16 half the bytes are moved, and ``x`` is no more exact itself.
+    """
     first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
 
 
 def _linear(inputs: int, outputs: int, start: Callable[[Tensor], Tensor]) -> nn.Linear:

@@ -139,6 +139,14 @@ class Text:
         rows = held_out_rows(wordpiece.encode(tokenizer, held_out), tokenizer, length)
         return cls(wordpiece.encode(tokenizer, texts), rows, tokenizer)
 
+    def padded(self, length: int) -> Int[Tensor, "documents length"]:
+        """A document a row, between [CLS] and [SEP], cut off or filled up."""
+        table = torch.full((len(self.train), length), self.tokenizer.pad_token_id)
+        for row, document in zip(table, self.train, strict=True):
+            whole = [self.tokenizer.cls_token_id, *document[: length - 2], self.tokenizer.sep_token_id]
+            row[: len(whole)] = torch.tensor(whole)
+        return table
+
 
 class Batch(NamedTuple):
     """Inputs, labels, and which positions hold a real token (``None``: all)."""
@@ -180,10 +188,7 @@ def _padded(rung: Rung, text: Text) -> Iterator[Batch]:
     whole_epoch = len(text.train) // rung.batch_size * rung.batch_size
     if not whole_epoch:
         raise ValueError(TOO_LITTLE)
-    table = torch.full((len(text.train), rung.sequence_length), special.pad_token_id)
-    for row, document in zip(table, text.train, strict=True):
-        whole = [special.cls_token_id, *document[: rung.sequence_length - 2], special.sep_token_id]
-        row[: len(whole)] = torch.tensor(whole)
+    table = text.padded(rung.sequence_length)
     generator = torch.Generator().manual_seed(rung.seed)
     real, progress = table != special.pad_token_id, 0.0
     options = {"vocab_size": rung.vocab_size, "mask_token_id": special.mask_token_id, "mask_prob": rung.mask_prob,
@@ -235,9 +240,8 @@ def build(rung: Rung) -> nn.Module:
 
 def loss_sum(model: nn.Module, batch: Batch, head: str = "sparse") -> tuple[Float[Tensor, ""], int]:
     """(sum of losses, how many positions are scored) of either body, by either head."""
-    mask = None if batch.real is None else batch.real
     encoder = model.bert if hasattr(model, "bert") else model.model
-    hidden = encoder(input_ids=batch.inputs, attention_mask=mask).last_hidden_state.flatten(0, 1)
+    hidden = encoder(input_ids=batch.inputs, attention_mask=batch.real).last_hidden_state.flatten(0, 1)
     labels = batch.labels.flatten()
     if head == "sparse":
         where = (labels != IGNORE).nonzero().squeeze(1)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sslcourse.encoder import rotate
+from sslcourse.encoder import attend, rotate
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -85,7 +85,7 @@ class ParallelLayer(nn.Module):
         split = self.layer.attn.Wqkv(x).view(batch, seq, 3, self.heads, -1)
         query, key, value = split.transpose(1, 3).unbind(2)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = attend(query, key, value, mask)
         return self.layer.attn.Wo(mixed.transpose(1, 2).flatten(2))
 
 

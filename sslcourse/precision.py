@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
+from sslcourse.encoder import WRITTEN_OUT, EncoderConfig, EncoderForMaskedLM
 from sslcourse.masking import IGNORE
 from sslcourse.pretraining import Diverged, Recipe, has_bf16, make_optimizer
 
@@ -633,6 +633,7 @@ def memory(
     precision: str = "fp32",
     *,
     checkpointed: bool = False,
+    device: str = "cpu",
 ) -> dict[str, int]:
     """Bytes of one training step with AdamW, by formula: weights, gradients, optimizer, activations, total.
 
@@ -644,6 +645,7 @@ def memory(
         masked: positions that are scored; None for a head that runs over all positions (``model(...).loss``).
         precision: one of PRECISIONS.
         checkpointed: whether each layer keeps only its input (``checkpointed``).
+        device: where it runs; on a CPU in bf16 attention is written out (``encoder.attend``) and keeps its weights.
     """
     if precision not in PRECISIONS:
         check_precision(precision)
@@ -658,8 +660,9 @@ def memory(
         "weights": stored * weights,
         "gradients": stored * weights,
         "optimizer": (8 + more) * weights,  # two moments in fp32, and what Kahan's sum remembers
-        "activations": sum(activation_terms(config, batch, seq, masked, precision, checkpointed=checkpointed).values()),
     }
+    how = {"checkpointed": checkpointed, "device": device}
+    parts["activations"] = sum(activation_terms(config, batch, seq, masked, precision, **how).values())
     return parts | {"total": sum(parts.values())}
 
 
@@ -671,12 +674,14 @@ def activation_terms(
     precision: str = "fp32",
     *,
     checkpointed: bool = False,
+    device: str = "cpu",
 ) -> dict[str, int]:
     """"activations" of ``memory`` term by term, in bytes: what each operation keeps to compute its gradient.
 
-    A linear map keeps its input; a norm its input and two numbers a row; attention q, k, v, its output and one number
-    a query and head (FlashAttention, Dao et al. 2022, arXiv 2205.14135, section 3.1: not the seq x seq matrix); a
-    product both factors. v keeps the storage of all of Wqkv's output alive.
+    A linear map keeps its input; a norm its input and two numbers a row; a product both factors. Attention by the fused
+    kernel keeps q, k, v, its output and one number a query and head (FlashAttention, Dao et al. 2022, arXiv 2205.14135,
+    section 3.1: not the seq x seq matrix), and v keeps the storage of all of Wqkv's output alive. Written out, as in
+    bf16 on a CPU, it keeps copies of q, k and v and the seq x seq weights of each head.
     """
     hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
     layers, heads = config.num_hidden_layers, config.num_attention_heads
@@ -686,7 +691,13 @@ def activation_terms(
     statistic = stream  # mean and 1/deviation of a row come in the weights' type
     norm = stream * hidden + 2 * statistic
 
-    attention = work * (hidden + 3 * hidden + 2 * hidden + hidden) + 4 * heads  # x, qkv, rotated q and k, out, sums
+    written_out = work == 2 and device == "cpu" and seq <= WRITTEN_OUT
+    if written_out:
+        # x; q, k and v (copies; with one head or one row views, of q and k together and of qkv); out; weights
+        copies_or_views = 3 * hidden if batch > 1 and heads > 1 else hidden + 2 * hidden + 3 * hidden
+        attention = work * (hidden + copies_or_views + hidden + heads * seq)
+    else:
+        attention = work * (hidden + 3 * hidden + 2 * hidden + hidden) + 4 * heads  # x, qkv, rotated q, k, out, sums
     mlp = norm + work * (hidden + 2 * inner + inner + inner)  # norm, x, Wi's output, activated, product
     each = tokens * (attention + mlp)
     matrices = 4 * hidden**2 + 3 * hidden * inner
@@ -694,7 +705,7 @@ def activation_terms(
 
     terms = {
         "embeddings": tokens * (8 + norm),  # the ids, then a norm
-        "rotary tables": 2 * 4 * seq * (hidden // heads),
+        "rotary tables": (4 if work == 4 else 2 * layers) * 2 * seq * (hidden // heads),  # in 16 bits each layer's own
         "layers": layers * each + (layers - 1) * tokens * norm,  # layer 0 has no norm before attention
         "final norm": tokens * norm,
         "head": scored * (work * 4 * hidden + 2 * statistic),  # x, dense's output, gelu's output, norm's output

@@ -9,16 +9,20 @@ Bad input is found before anything is written and gets one line and exit status 
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import json
 import os
 import random
-import re
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 HELD_OUT = 0.05  # share of the documents that measures the loss
@@ -91,14 +95,13 @@ def main(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print(f"{name}: {error.strerror or error} ({error.filename or arguments.out})", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        partial = Path(os.path.realpath(arguments.out) + ".partial")
-        kept = (
-            f"{partial} holds the last checkpoint; the same command with --resume goes on"
-            if partial.exists()
-            else "there was no checkpoint yet, and nothing is left behind"
-        )
-        print(f"{name}: stopped; {kept}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        folder = _partial(arguments.out)
+        if (folder / "checkpoint").exists():
+            at = str(stop).partition(",")[0] or "stopped"  # "stopped at step 12" if it had the time to save
+            print(f"{name}: {at}; saved in {folder}; the same command with --resume goes on", file=sys.stderr)
+        else:
+            print(f"{name}: stopped; there was no checkpoint yet, and nothing is left behind", file=sys.stderr)
         return 130
     return 0
 
@@ -106,14 +109,15 @@ def main(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     ranked = "RANK" in os.environ
     speaks = os.environ.get("RANK", "0") == "0"
-    if speaks and not (ranked and (Path(arguments.out) / "run.json").is_file()):  # ranks ask whether that was they
+    complete = (ranked or arguments.resume) and (Path(arguments.out) / "run.json").is_file()  # by this very run?
+    if speaks and not complete:
         check_out(arguments.out)
     if not ranked and (arguments.strategy != "ddp" or arguments.accumulate > 1):
         raise UsageError("--strategy and --accumulate are for several processes; start the command by torchrun "
                          "--nproc-per-node=N -m sslcourse pretrain ...")  # fmt: skip
     if ranked and arguments.tensorboard:
         raise UsageError("--tensorboard is not written by several processes; leave it out")
-    texts = [text for path in arguments.text for text in read_texts(path, arguments.field)]
+    texts = Documents.of(arguments.text, arguments.field)
     train, held_out = split(texts, arguments.seed, least=8 * arguments.sequence_length)
 
     from transformers.utils import logging  # slow to import, as torch is; a wrong path should not wait for it
@@ -142,7 +146,9 @@ def _run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     if speaks:
-        print(f"{len(texts):,} documents, {sum(map(len, texts)):,} characters; {len(held_out):,} documents held out")
+        print(f"{len(texts):,} documents, {texts.characters:,} characters; {len(held_out):,} documents held out")
+        if arguments.resume and not complete and not _partial(arguments.out).exists():
+            print(f"pretrain: --resume: {_partial(arguments.out)} is not there; the run begins", file=sys.stderr)
     options = {
         "steps": arguments.steps,
         "minutes": None if arguments.steps else (arguments.minutes or 5.0),
@@ -151,6 +157,7 @@ def _run(arguments: argparse.Namespace) -> None:
         "evaluations": min(arguments.evaluations, arguments.steps or arguments.evaluations),
         "patience": arguments.patience,
         "on_evaluation": _show,
+        "on_restore": _warn,
     }
     if ranked:
         from sslcourse import cluster, distributed
@@ -175,6 +182,18 @@ def _show(row: dict[str, float]) -> None:
         f"step {row['step']:>6,}  {row['seconds']:>7.1f} s  train {row['train_loss']:.3f}  "
         f"held-out {row['loss']:.3f} nats  accuracy {row['accuracy']:.1%}"
     )
+
+
+def _warn(event: dict[str, Any]) -> None:
+    from tqdm import tqdm
+
+    from sslcourse.pretraining import restored
+
+    tqdm.write(f"pretrain: {restored(event)}", file=sys.stderr)
+
+
+def _partial(out: str) -> Path:
+    return Path(os.path.realpath(out) + ".partial")
 
 
 def default_learning_rate(hidden_size: int) -> float:
@@ -207,30 +226,32 @@ def check_out(out: str) -> None:
         raise UsageError(f"--out {out}: cannot be written ({parent}: {error.strerror})") from error
 
 
-def split(texts: Sequence[str], seed: int, least: int = 0) -> tuple[list[str], list[str]]:
+def split(texts: Documents | list[str], seed: int, least: int = 0) -> tuple[Documents | list[str], list[str]]:
     """Documents drawn into (train, held out), the held-out ones of at least ``least`` characters together.
 
     A few long documents are first cut into paragraphs or pieces, so that a part can be held out at all.
     """
-    if len(texts) < 20:
+    lengths = array("q", map(len, texts))
+    if len(lengths) < 20:
         texts = [piece for text in texts for piece in _pieces(text)]
-    order = random.Random(seed).sample(range(len(texts)), len(texts))
+        lengths = array("q", map(len, texts))
+    order = random.Random(seed).sample(range(len(lengths)), len(lengths))
     held_out: set[int] = set()
     characters = 0
     for number in order:
-        if len(held_out) >= HELD_OUT * len(texts) and characters >= least:
+        if len(held_out) >= HELD_OUT * len(lengths) and characters >= least:
             break
         held_out.add(number)
-        characters += len(texts[number])
-    if 2 * len(held_out) > len(texts):
+        characters += lengths[number]
+    if 2 * len(held_out) > len(lengths):
         raise UsageError(
-            f"the text is too short ({sum(map(len, texts)):,} characters): there is too little for one batch "
+            f"the text is too short ({sum(lengths):,} characters): there is too little for one batch "
             "and a part held out; give more text, or a shorter --sequence-length"
         )
-    return (
-        [text for i, text in enumerate(texts) if i not in held_out],
-        [text for i, text in enumerate(texts) if i in held_out],
-    )
+    apart = [text for number, text in enumerate(texts) if number in held_out]
+    if isinstance(texts, Documents):
+        return texts.without(held_out), apart
+    return [text for number, text in enumerate(texts) if number not in held_out], apart
 
 
 def _pieces(text: str, longest: int = 1000) -> list[str]:
@@ -253,12 +274,52 @@ def _pieces(text: str, longest: int = 1000) -> list[str]:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
+class Documents:
+    """The non-empty documents of files, read anew whenever somebody iterates, so that memory holds one at a time.
+
+    ``len`` and ``characters`` are known after the first time.
+    """
+
+    def __init__(self, sources: list[Callable[[], Iterator[str]]], left_out: frozenset[int] = frozenset()) -> None:
+        self.sources, self.left_out = sources, left_out
+        self.count, self.characters = 0, 0
+
+    @classmethod
+    def of(cls, paths: Iterable[str], field: str | None = None) -> Documents:
+        """Of files, folders or data sets on the hub; a .txt is one document a blank-line-separated paragraph.
+
+        Raises:
+            UsageError: naming the file and what is wrong with it; for what is in the files, when it is read.
+        """
+        return cls([source for path in paths for source in _sources(path, field)])
+
+    def __iter__(self) -> Iterator[str]:
+        count = characters = 0
+        for source in self.sources:
+            for text in source():
+                if count not in self.left_out:
+                    yield text
+                count, characters = count + 1, characters + len(text)
+        self.count, self.characters = count - len(self.left_out), characters
+
+    def __len__(self) -> int:
+        return self.count
+
+    def without(self, numbers: Iterable[int]) -> Documents:
+        """The others."""
+        return Documents(self.sources, self.left_out | frozenset(numbers))
+
+
 def read_texts(path: str, field: str | None = None) -> list[str]:
-    """The non-empty documents of a file or a folder: a .txt is one document a blank-line-separated paragraph.
+    """All documents of a file or a folder, in memory.
 
     Raises:
         UsageError: naming the file and what is wrong with it.
     """
+    return list(Documents.of([path], field))
+
+
+def _sources(path: str, field: str | None) -> list[Callable[[], Iterator[str]]]:
     source = Path(path)
     try:
         source.stat()
@@ -274,13 +335,20 @@ def read_texts(path: str, field: str | None = None) -> list[str]:
     elif source.is_file():
         files = [source]
     elif os.environ.get("SSLCOURSE_ONLINE") == "1" and not source.suffix:
-        return list(_from_hub(path, field or "text"))
+        return [_from_hub(path, field or "text")]
     else:
         raise UsageError(f"--text {path}: no such file or folder (a {WHAT})")
-    texts = [text for file in files for text in _read_file(file, field)]
-    if not texts:
+    return [partial(_some, path, files, field)]
+
+
+def _some(path: str, files: list[Path], field: str | None) -> Iterator[str]:
+    none = True
+    for file in files:
+        for text in _read_file(file, field):
+            none = False
+            yield text
+    if none:
         raise UsageError(f"--text {path}: holds no text (empty, or only white space)")
-    return texts
 
 
 def _read_file(file: Path, field: str | None) -> Iterator[str]:
@@ -288,7 +356,7 @@ def _read_file(file: Path, field: str | None) -> Iterator[str]:
     if suffix == ".txt":
         if field:
             raise UsageError(f"--field {field}: {file} is plain text and has no fields; leave --field out")
-        documents = (part.strip() for part in re.split(r"\n\s*\n", _decode(file)))
+        documents = _paragraphs(file)
     elif suffix == ".jsonl":
         documents = _read_jsonl(file, field or "text")
     elif suffix == ".parquet":
@@ -300,25 +368,58 @@ def _read_file(file: Path, field: str | None) -> Iterator[str]:
     yield from (document for document in documents if document.strip())
 
 
-def _decode(file: Path) -> str:
+def _paragraphs(file: Path) -> Iterator[str]:
+    lines: list[str] = []
+    for line in _lines(file):
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            yield "\n".join(lines).strip()
+            lines = []
+    if lines:
+        yield "\n".join(lines).strip()
+
+
+def _lines(file: Path, at_once: int = 2**20) -> Iterator[str]:
+    """Lines without their ends, be they of Unix, Windows or an old Mac, decoded a megabyte at a time."""
     try:
-        data = file.read_bytes()
+        with file.open("rb") as stream:
+            head = stream.read(4)
+            encoding = next((name for mark, name in MARKS.items() if head.startswith(mark)), "utf-8")
+            stream.seek(0)
+            inner = codecs.getincrementaldecoder(encoding)()
+            decoder, place = io.IncrementalNewlineDecoder(inner, translate=True), 0
+            begun: list[str] = []  # of a line whose end has not come
+            while True:
+                data = stream.read(at_once)
+                if b"\0" in data and encoding == "utf-8":
+                    raise UsageError(f"--text {file}: is a binary file (it holds zero bytes); give a {WHAT}")
+                waiting = len(inner.getstate()[0])  # bytes of a character whose end had not come
+                try:
+                    text = decoder.decode(data, final=not data)
+                except UnicodeDecodeError as error:
+                    raise UsageError(
+                        f"--text {file}: is not {encoding.upper()} (byte {place - waiting + error.start}); convert it, "
+                        "for example with iconv -f LATIN1 -t UTF-8"
+                    ) from error
+                if not place:
+                    text = text.removeprefix("\ufeff")
+                place += len(data)
+                first, *others = text.split("\n")
+                begun.append(first)
+                for line in others:
+                    yield "".join(begun)
+                    begun = [line]
+                if not data:
+                    break
+            if last := "".join(begun):
+                yield last
     except OSError as error:
         raise UsageError(f"--text {file}: cannot be read ({error.strerror})") from error
-    encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
-    if b"\0" in data and encoding == "utf-8":
-        raise UsageError(f"--text {file}: is a binary file (it holds zero bytes); give a {WHAT}")
-    try:
-        return data.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"--text {file}: is not {encoding.upper()} (byte {error.start}); convert it, for example with "
-            "iconv -f LATIN1 -t UTF-8"
-        ) from error
 
 
 def _read_jsonl(file: Path, field: str) -> Iterator[str]:
-    for number, line in enumerate(_decode(file).split("\n"), start=1):
+    for number, line in enumerate(_lines(file), start=1):
         if not line.strip():
             continue
         try:
@@ -374,7 +475,7 @@ def _text(value: object, place: str, field: str) -> str:
     return value
 
 
-def _from_hub(name: str, field: str) -> Iterator[str]:
+def _from_hub(name: str, field: str) -> Callable[[], Iterator[str]]:
     from datasets import load_dataset
 
     try:
@@ -385,7 +486,11 @@ def _from_hub(name: str, field: str) -> Iterator[str]:
         ) from error
     if field not in rows.column_names:
         raise UsageError(f"--field {field}: no such column in {name}; it has {', '.join(rows.column_names)}")
-    yield from (_text(value, f"a row of {name}", field) for value in rows[field])
+    def read() -> Iterator[str]:  # `datasets` maps the rows from a file
+        texts = (_text(row[field], f"a row of {name}", field) for row in rows)
+        return (text for text in texts if text.strip())
+
+    return read
 
 
 def _positive(kind: type) -> type:

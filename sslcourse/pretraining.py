@@ -7,17 +7,22 @@ positions only. Then ``pretrain``, which is what a small machine needs:
 * warm-up, then a decay to zero that ends with the budget, be it a number of steps or of minutes;
 * a held-out set masked once and for all, the best weights kept, early stopping, TensorBoard;
 * checkpoints from which a run goes on. Everything random depends on (seed, step) alone, so a run of a given number
-  of steps that was interrupted and resumed ends with the same bits as one that was not.
+  of steps that was interrupted and resumed ends with the same bits as one that was not;
+* a watch on the loss: if it is no number or jumps, the last good state is restored, and that is reported.
 
 What it does not do: several processes (lesson 06), other objectives, hyper-parameter search.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,82 +30,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers.activations import ACT2FN
 
-from sslcourse import masking
 from sslcourse import tokenizer as wordpiece
-from sslcourse.checkpoint import State, Store, fingerprint
-from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
+from sslcourse.checkpoint import DONE, Snapshot, State, Store, fingerprint
+from sslcourse.encoder import EncoderForMaskedLM
 from sslcourse.masking import IGNORE
+from sslcourse.recipe import Recipe
+from sslcourse.tape import MaskedRows, Tape, TapeOnDisk, held_out_rows, kept_tape
 
 if TYPE_CHECKING:
-    from jaxtyping import Int
     from transformers import PreTrainedTokenizerFast
-
-EVALUATION_RATE = 0.15  # held-out text is always masked at 15 %, 80/10/10, whatever the rate in training
-EVALUATION_SEED = 15
 
 
 class Diverged(RuntimeError):
-    """The loss became infinite or nan and stayed so; there are no weights worth keeping."""
+    """The loss became infinite or nan, or jumped, as often as it was given another chance."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides how a run goes, apart from its texts and its budget."""
-
-    vocab_size: int = 4096
-    hidden_size: int = 128
-    intermediate_size: int = 256
-    layers: int = 3
-    heads: int = 2
-    activation: str = "silu"
-
-    sequence_length: int = 128  # tokens a row
-    batch_size: int = 32  # rows a step
-    learning_rate: float = 6e-3  # at the end of the warm-up
-    schedule: str = "linear"  # or "cosine", "constant": what follows the warm-up
-    warmup: float = 0.1  # share of the budget
-    weight_decay: float = 0.01
-    beta2: float = 0.98
-    max_grad_norm: float = 1.0
-    mask_rate: float = 0.3  # more signal a step than 0.15, which evaluation keeps (Portes et al. 2023, MosaicBERT)
-    mask_prob: float = 0.8
-    random_prob: float = 0.1
-    precision: str = "auto"  # "fp32", "bf16" (autocast), or whichever is faster here
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "sequence_length", "batch_size")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.schedule not in ("linear", "cosine", "constant"):
-            raise ValueError(f"schedule={self.schedule!r} is unknown; choose linear, cosine or constant")
-        if self.activation not in ACT2FN:
-            raise ValueError(f"activation={self.activation!r} is unknown; choose silu, gelu, relu, ...")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"precision={self.precision!r} is unknown; choose auto, fp32 or bf16")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup={self.warmup} is a share of the budget; it must lie in [0, 1)")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate={self.learning_rate} must be positive and finite")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay={self.weight_decay} must be 0 or more")
-        if not 0 < self.mask_rate <= 1:
-            raise ValueError(f"mask_rate={self.mask_rate} must lie in (0, 1]: without a mask there is nothing to learn")
-
-    def config(self) -> EncoderConfig:
-        """The encoder's configuration."""
-        return EncoderConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            hidden_activation=self.activation,
-            max_position_embeddings=max(512, self.sequence_length),
-        )
+class Interrupted(KeyboardInterrupt):
+    """Somebody asked a run to stop, and it did so after saving; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +78,7 @@ class Run:
     recipe: Recipe
     history: list[dict[str, float]] = field(default_factory=list)
     stopped: str = ""  # why it ended: "steps", "minutes" or "patience"
+    restores: list[dict[str, Any]] = field(default_factory=list)  # when the loss went wrong, and where it went back to
 
     @property
     def loss(self) -> float:
@@ -211,94 +159,6 @@ def _masked_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return model(**inputs).logits[batch["labels"] != IGNORE].float()
 
 
-# --- data: one long tape of tokens -----------------------------------------------------------------------------------
-
-
-class Tape:
-    """All documents end to end, cut into rows anew in every epoch.
-
-    The documents stay in the corpus's order, so that a row reads on as the text does. Each epoch starts the cut at
-    another place and shuffles the rows; batch ``step`` depends on ``(seed, step)`` alone.
-    """
-
-    def __init__(self, documents: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerFast, length: int) -> None:
-        total = sum(len(document) + 2 for document in documents)
-        if total < length:
-            raise ValueError(
-                f"the texts hold {total} tokens, less than one row of sequence_length={length}; "
-                "give more text, or a shorter sequence_length"
-            )
-        rows, _ = masking.pack(
-            documents,
-            length,
-            cls_token_id=tokenizer.cls_token_id,
-            sep_token_id=tokenizer.sep_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        self.tokens: Int[Tensor, " total"] = rows.flatten()[:total]
-        self.length = length
-        self.last_special = tokenizer.mask_token_id
-
-    def __len__(self) -> int:
-        """Whole rows on the tape."""
-        return len(self.tokens) // self.length
-
-    def rows(self, seed: int, epoch: int) -> Int[Tensor, "rows length"]:
-        """The rows of one epoch, shuffled."""
-        generator = _generator(seed, epoch, stream=1)
-        spare = len(self.tokens) % self.length
-        start = int(torch.randint(spare + 1, (), generator=generator)) if epoch else 0
-        rows = self.tokens[start : start + len(self.tokens) - spare].view(-1, self.length)
-        return rows[torch.randperm(len(rows), generator=generator)]
-
-    def batches(self, recipe: Recipe, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(inputs, labels) of steps ``first_step``, ``first_step + 1``, ... without end."""
-        per_epoch = len(self) // recipe.batch_size
-        step = first_step
-        while True:
-            rows = self.rows(recipe.seed, step // per_epoch)
-            while True:
-                place = step % per_epoch * recipe.batch_size
-                yield self.mask(rows[place : place + recipe.batch_size], recipe.mask_rate, recipe, recipe.seed, step)
-                step += 1
-                if step % per_epoch == 0:
-                    break
-
-    def mask(self, rows: Tensor, rate: float, recipe: Recipe, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Corrupt rows; special tokens, which all have the lowest ids, are never scored."""
-        return masking.mask_tokens(
-            rows,
-            special_tokens_mask=rows <= self.last_special,
-            vocab_size=recipe.vocab_size,
-            mask_token_id=self.last_special,
-            mask_rate=rate,
-            mask_prob=recipe.mask_prob,
-            random_prob=recipe.random_prob,
-            generator=_generator(seed, step, stream=2),
-        )
-
-
-class MaskedRows(Dataset):
-    """Rows masked once: the held-out set, the same positions at every evaluation and for every model."""
-
-    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
-        self.inputs, self.labels = inputs, labels
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
-        return {"input_ids": self.inputs[item], "labels": self.labels[item]}
-
-
-def held_out_rows(documents: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerFast, length: int) -> MaskedRows:
-    """Held-out documents packed and masked at 15 %, 80/10/10, with a fixed seed; specials count as in training."""
-    tape = Tape(documents, tokenizer, length)
-    rows = tape.tokens[: len(tape.tokens) // length * length].view(-1, length)
-    fixed = Recipe(vocab_size=len(tokenizer))
-    return MaskedRows(*tape.mask(rows, EVALUATION_RATE, fixed, EVALUATION_SEED, 0))
-
-
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
@@ -348,8 +208,8 @@ def has_bf16(device: torch.device | str = "cpu") -> bool:
 
 
 def pretrain(
-    texts: Sequence[str],
-    held_out: Sequence[str],
+    texts: Iterable[str],
+    held_out: Iterable[str],
     recipe: Recipe | None = None,
     *,
     steps: int | None = None,
@@ -360,6 +220,7 @@ def pretrain(
     evaluations: int = 10,
     patience: int | None = None,
     on_evaluation: Callable[[dict[str, float]], None] | None = None,
+    on_restore: Callable[[dict[str, Any]], None] | None = None,
     tensorboard: str | Path | None = None,
     progress: bool | None = None,
     device: str | torch.device | None = None,
@@ -367,23 +228,116 @@ def pretrain(
     """Train a masked language model from scratch on ``texts`` and keep the weights that do best on ``held_out``.
 
     Args:
+        texts: a list; or, for more text than memory holds, something that can be iterated over more than once and
+            reads anew each time. With ``out``, tokens are in a file that is mapped, and no text stays in memory.
         steps, minutes: the budget, exactly one of them. Steps are repeatable to the bit on one machine; minutes count
             training alone (not evaluation, nor the tokenizer) and are not.
         tokenizer: by default one is trained on ``texts``.
         out: a folder that does not exist yet or is empty. Until the run is complete everything is in
-            ``<out>.partial``; then that becomes ``out``, so ``out`` is either absent or whole.
-        resume: go on from ``<out>.partial``, which must come from the same texts, recipe and budget.
+            ``<out>.partial``; then that becomes ``out``, so ``out`` is either absent or whole. Ctrl-C and SIGTERM
+            save there before they stop the run; at any other end it holds the last evaluation's state.
+        resume: go on from ``<out>.partial``, which must come from the same texts, recipe and budget. Where nothing is
+            left, the run begins; where ``out`` holds this very run, complete, that is returned.
         evaluations: how many times the held-out loss is measured, evenly over the budget.
         patience: stop after this many evaluations in a row without a better loss; ``None`` never does.
         on_evaluation: called with each new row of the history, as soon as it is there.
+        on_restore: called when the loss became nan or jumped and the last good state, of the last evaluation or the
+            start, was restored, with what is then added to ``Run.restores``; by default a warning is given. The batches
+            since that state are skipped.
         tensorboard: a folder for TensorBoard's log.
         progress: whether to show a bar on stderr; by default if that is a terminal.
 
     Raises:
         ValueError: for a budget, recipe, text or folder that cannot work; nothing has been written then.
-        Diverged: if the held-out loss was never finite; nothing is left on disk.
+        Diverged: if the loss goes wrong three times from the same state. If that is the start, nothing is left on disk.
+        Interrupted: after Ctrl-C or SIGTERM, if there is ``out``.
+        OSError: if the disk is full; the last checkpoint is whole, and resuming goes on from it.
     """
     recipe = recipe or Recipe()
+    check_budget(steps, minutes, evaluations, patience)
+    store = Store(out) if out is not None else None
+    if store:
+        store.check(resume)
+        if tensorboard is not None and Path(tensorboard).resolve().is_relative_to(store.out):
+            raise ValueError(f"tensorboard={str(tensorboard)!r} lies in out, which must stay empty; put it elsewhere")
+    elif resume:
+        raise ValueError("resume=True needs out, the folder that the interrupted run was given")
+    budget = {"steps": steps, "minutes": minutes, "evaluations": evaluations, "patience": patience}
+    data = Data.of(texts, held_out, recipe, tokenizer, budget)
+    if store and store.over(data.identity):
+        return reopened(store, data)
+    recipe, tokenizer = data.recipe, data.tokenizer
+
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = EncoderForMaskedLM(recipe.config()).to(device)
+    optimizer = make_optimizer(model, recipe)
+    resumes = store is not None and store.holds_checkpoint()
+    state = store.load(data.identity, model, optimizer) if resumes else State(budget=budget)
+    with _nothing_left(None if resumes else store):
+        tape = data.tape(store)
+        log = _tensorboard(tensorboard)
+        if store and not resumes:
+            store.save(data.identity, state, model, optimizer)
+    good = Snapshot(model, optimizer, state)
+    run = Run(model, tokenizer, recipe, state.history, restores=state.restores)
+    bar = _progress_bar(progress, state)
+
+    model.train()
+    batches = tape.batches(recipe, state.step + state.skipped)
+    with _asked_to_stop(store) as stop:
+        while not state.finished():
+            began = time.perf_counter()
+            inputs, labels = next(batches)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, state.progress(after=1))
+            loss = train_step(model, optimizer, inputs.to(device), labels.to(device), recipe)
+            state.after_step(loss, inputs.numel(), time.perf_counter() - began)
+            bar.update(state)
+            trouble = state.trouble()
+            if state.evaluation_due() and not trouble:
+                result = evaluate(model, data.validation)
+                trouble = state.jumped(loss_now(model, inputs, labels), result.loss)
+                if not trouble:
+                    state.after_evaluation(result.loss, result.accuracy, optimizer.param_groups[0]["lr"], model)
+                    good = Snapshot(model, optimizer, state)
+                    log(state.history[-1])
+                    bar.update(state)
+                    if store:
+                        store.save(data.identity, state, model, optimizer)
+                    if on_evaluation:
+                        on_evaluation(state.history[-1])
+            if trouble:
+                report(good.restore(model, optimizer, state, trouble), on_restore)
+                if good.used_up(state):
+                    break
+                batches = tape.batches(recipe, state.step + state.skipped)
+            if stop.is_set() and not state.finished():
+                store.save(data.identity, state, model, optimizer)
+                raise Interrupted(f"stopped at step {state.step}, which is saved in {str(store.partial)!r}; "
+                                  "the same call with resume=True goes on")  # fmt: skip
+    bar.close()
+    del tape, batches  # no file of the folder may be open when it goes, or Windows refuses
+    run.stopped = state.finished()
+    if not run.stopped or not state.best:
+        if store and not state.best:
+            store.discard()
+        raise Diverged(why_diverged(state, recipe, store))
+    model.load_state_dict(state.best, strict=False)  # the shared decoder weight has one name only
+    model.eval()
+    if store:
+        store.finish(model, tokenizer, data.records(run))
+    return run
+
+
+def loss_now(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    """The loss of a batch by the weights as they are; 0 where nothing is masked."""
+    return evaluate(model, MaskedRows(inputs, labels)).loss if bool((labels != IGNORE).any()) else 0.0
+
+
+def check_budget(steps: int | None, minutes: float | None, evaluations: int, patience: int | None) -> None:
+    """Refuse a budget that cannot work."""
     if (steps is None) == (minutes is None):
         raise ValueError(f"give either steps or minutes, not both or neither (steps={steps}, minutes={minutes})")
     if not (minutes if steps is None else steps) > 0:
@@ -392,79 +346,133 @@ def pretrain(
         raise ValueError(f"evaluations={evaluations} must be at least 1, or no weights could be kept")
     if patience is not None and patience < 1:
         raise ValueError(f"patience={patience} must be at least 1 evaluation, or None")
-    texts, held_out = list(texts), list(held_out)
-    if not texts or not held_out:
-        raise ValueError(f"texts ({len(texts)}) and held_out ({len(held_out)}) must each hold at least one document")
-    store = Store(out) if out is not None else None
-    if store:
-        store.check(resume)
-        if tensorboard is not None and Path(tensorboard).resolve().is_relative_to(store.out):
-            raise ValueError(f"tensorboard={str(tensorboard)!r} lies in out, which must stay empty; put it elsewhere")
-    elif resume:
-        raise ValueError("resume=True needs out, the folder that the interrupted run was given")
 
-    tokenizer = tokenizer or wordpiece.train(texts, recipe.vocab_size)
-    recipe = replace(recipe, vocab_size=len(tokenizer))
-    tape = Tape(wordpiece.encode(tokenizer, texts), tokenizer, recipe.sequence_length)
-    if len(tape) < recipe.batch_size:
-        raise ValueError(
-            f"the texts give {len(tape)} rows of sequence_length={recipe.sequence_length} tokens, too little "
-            f"for one batch of batch_size={recipe.batch_size}; give more text, or lower one of the two"
-        )
-    validation = held_out_rows(wordpiece.encode(tokenizer, held_out), tokenizer, recipe.sequence_length)
 
-    if not bool((validation.labels != IGNORE).any()):
-        raise ValueError("held_out holds no token that can be masked (is all of it unknown to the tokenizer?)")
+@dataclass
+class Data:
+    """What a run reads, looked at before anything is written, and what tells this run from others."""
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model = EncoderForMaskedLM(recipe.config()).to(device)
-    optimizer = make_optimizer(model, recipe)
-    state = State(budget={"steps": steps, "minutes": minutes, "evaluations": evaluations, "patience": patience})
-    identity = {"recipe": asdict(recipe), "budget": state.budget, "texts": fingerprint(texts, held_out)}
-    if store and resume:
-        state = store.load(identity, model, optimizer)
-    run = Run(model, tokenizer, recipe, state.history)
-    log = _tensorboard(tensorboard)
-    bar = _progress_bar(progress, state)
+    texts: Iterable[str]
+    tokenizer: PreTrainedTokenizerFast
+    recipe: Recipe
+    validation: MaskedRows
+    identity: dict[str, Any]
 
-    model.train()
-    batches = tape.batches(recipe, state.step)
-    while not state.finished():
-        began = time.perf_counter()
-        inputs, labels = next(batches)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, state.progress(after=1))
-        loss = train_step(model, optimizer, inputs.to(device), labels.to(device), recipe)
-        state.after_step(loss, inputs.numel(), time.perf_counter() - began)
-        bar.update(state)
-        if state.evaluation_due():
-            result = evaluate(model, validation)
-            state.after_evaluation(result.loss, result.accuracy, optimizer.param_groups[0]["lr"], model)
-            log(state.history[-1])
-            if on_evaluation:
-                on_evaluation(state.history[-1])
-            bar.update(state)
-            if store:
-                store.save(identity, state, model, optimizer)
-    bar.close()
-    run.stopped = state.finished()
+    @classmethod
+    def of(
+        cls, texts: Iterable[str], held_out: Iterable[str], recipe: Recipe,
+        tokenizer: PreTrainedTokenizerFast | None, budget: dict[str, Any],
+    ) -> Data:  # fmt: skip
+        """Train the tokenizer if there is none, and mask the held-out rows.
+
+        Raises:
+            ValueError: if one of the two is empty, or nothing of ``held_out`` can be masked.
+        """
+        texts = list(texts) if iter(texts) is texts else texts  # a generator can be read only once
+        held_out = list(held_out)
+        if next(iter(texts), None) is None or not held_out:
+            empty = "held_out" if next(iter(texts), None) is not None else "texts"
+            raise ValueError(f"{empty} is empty; texts and held_out must each hold at least one document")
+        tokenizer = tokenizer or wordpiece.train(texts, recipe.vocab_size)
+        recipe = replace(recipe, vocab_size=len(tokenizer))
+        identity = {"recipe": asdict(recipe), "budget": budget, "texts": fingerprint(texts, held_out)}
+        validation = held_out_rows(wordpiece.encode(tokenizer, held_out), tokenizer, recipe.sequence_length)
+        if not bool((validation.labels != IGNORE).any()):
+            raise ValueError("held_out holds no token that can be masked (is all of it unknown to the tokenizer?)")
+        return cls(texts, tokenizer, recipe, validation, identity)
+
+    def tape(self, store: Store | None) -> Tape:
+        """The texts' tokens: in a file of the run's folder if there is one, else in memory.
+
+        Raises:
+            ValueError: if they do not fill one batch.
+        """
+        length = self.recipe.sequence_length
+        if store:
+            tape: Tape = TapeOnDisk(kept_tape(store.partial, self.texts, self.tokenizer), self.tokenizer, length)
+        else:
+            tape = Tape(wordpiece.encode(self.tokenizer, self.texts), self.tokenizer, length)
+        if len(tape) < self.recipe.batch_size:
+            raise ValueError(
+                f"the texts give {len(tape)} rows of sequence_length={length} tokens, too little for one batch of "
+                f"batch_size={self.recipe.batch_size}; give more text, or lower one of the two"
+            )
+        return tape
+
+    def records(self, run: Run) -> dict[str, Any]:
+        """What is written beside the weights, by file name."""
+        done = {"identity": self.identity, "stopped": run.stopped, "restores": run.restores}
+        return {"recipe.json": asdict(self.recipe), "history.json": run.history, DONE: done}
+
+
+def reopened(store: Store, data: Data) -> Run:
+    """The run that ``store.out`` holds, complete."""
+    store.discard()  # a run that was cut off after its last step had not tidied up
+    history, done = (json.loads((store.out / name).read_text(encoding="utf-8")) for name in ("history.json", DONE))
+    model = EncoderForMaskedLM.from_pretrained(store.out)
+    return Run(model.eval(), data.tokenizer, data.recipe, history, done["stopped"], done["restores"])
+
+
+def report(event: dict[str, Any], on_restore: Callable[[dict[str, Any]], None] | None) -> None:
+    """Say that the last good state was restored."""
+    if on_restore:
+        on_restore(event)
+    else:
+        warnings.warn(restored(event), RuntimeWarning, stacklevel=3)
+
+
+def restored(event: dict[str, Any]) -> str:
+    """One line for people."""
+    return (f"at step {event['step']} {event['why']}; went back to step {event['back_to']} and skipped the batches "
+            "since then")  # fmt: skip
+
+
+def why_diverged(state: State, recipe: Recipe, store: Store | None) -> str:
+    """The message of ``Diverged``."""
+    last = state.restores[-1]
+    often = f", the last of {len(state.restores)} times" if len(state.restores) > 1 else ""
+    message = (f"at step {last['step']} {last['why']}{often}: training diverged at "
+               f"learning_rate={recipe.learning_rate:g}; lower it.")  # fmt: skip
     if not state.best:
+        return f"{message} Nothing was written"
+    kept = f", kept in {str(store.partial)!r}" if store else ""
+    return f"{message} The best held-out loss was {state.best_loss:.3f} nats{kept}"
+
+
+@contextmanager
+def _nothing_left(store: Store | None) -> Iterator[None]:
+    """If what is inside fails, the run has not begun, and its folder goes, with the folders made for it."""
+    made = [folder for folder in store.partial.parents if not folder.exists()] if store else []
+    try:
+        yield
+    except BaseException:
         if store:
             store.discard()
-        raise Diverged(f"the held-out loss was never a finite number: training diverged at learning_rate="
-                       f"{recipe.learning_rate:g}; lower it. Nothing was written")
-    model.load_state_dict(state.best, strict=False)  # the shared decoder weight has one name only
-    model.eval()
-    if store:
-        store.finish(model, tokenizer, {"recipe.json": asdict(recipe), "history.json": run.history})
-    return run
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
-def _generator(seed: int, number: int, stream: int) -> torch.Generator:
-    """Randomness that depends on where a run is and not on how it came there; ``stream`` keeps uses apart."""
-    return torch.Generator().manual_seed(((seed * 1_000_003 + number) * 8 + stream) % 2**63)
+@contextmanager
+def _asked_to_stop(store: Store | None) -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, if there is a place to save to; the second time they act at once."""
+    asked, before = threading.Event(), {}
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def ask(*_: object) -> None:
+        asked.set()
+        put_back()
+
+    if store and threading.current_thread() is threading.main_thread():  # no other may set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        put_back()
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -499,7 +507,7 @@ class _progress_bar:  # noqa: N801 - used like a function
         done = min(self._done(state), self.bar.total)
         if done > self.bar.n:
             self.bar.update(done - self.bar.n)
-        if state.history and not state.losses:
+        if state.history and not state.loss_count and not state.pending:
             last = state.history[-1]
             self.bar.set_postfix_str(f"train {last['train_loss']:.3f}, held-out {last['loss']:.3f} nats")
 

@@ -33,7 +33,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sslcourse.encoder import Attention, Encoder, rotate
+from sslcourse.encoder import Attention, Encoder, attend, rotate
 from sslcourse.finetuning import Batch, Example, SpanPredictor, TaskModel, collate
 from sslcourse.masking import IGNORE
 
@@ -345,7 +345,7 @@ class CutAttention(Attention):
         batch, seq, _ = x.shape
         query, key, value = self.Wqkv(x).view(batch, seq, 3, self.heads, -1).transpose(1, 3).unbind(2)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = attend(query, key, value, mask)
         return self.Wo(mixed.transpose(1, 2).flatten(2))
 
 

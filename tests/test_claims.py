@@ -176,3 +176,9 @@ def test_imports_are_followed_inside_functions_and_from_packages():
     code = "def f():\n    from . import a\n    from ..x import y\n    import p.q"
     found = set(claims._imports(ast.parse(code), "s.t"))
     assert {"s.t", "s.t.a", "s.x", "s.x.y", "p", "p.q"} <= found
+
+
+def test_a_script_in_a_string_counts_as_what_it_imports():
+    script = "\n    import os\n    from sslcourse import cluster\n"
+    tree = ast.parse(f"script = {script!r}\nprose = 'important, and no code'")
+    assert {"os", "sslcourse", "sslcourse.cluster"} <= set(claims._imports(tree, ""))

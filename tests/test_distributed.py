@@ -5,18 +5,15 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from ranks.pretraining import RECIPE, corpus
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
 
-from sslcourse import cluster, distributed, pretraining, tokenizer
+from sslcourse import cluster, distributed, pretraining
 from sslcourse.distributed import ShardedBatches, share, state_bytes
 from sslcourse.launch import RankFailed, torchrun
 from sslcourse.parallel import ParallelLayer
@@ -356,46 +353,6 @@ def test_more_ranks_than_rows_are_refused(tmp_path):
     with pytest.raises(RankFailed, match="batch_size=8 gives 9 ranks"):
         train(tmp_path / "run", 9)
     assert list(tmp_path.iterdir()) == []
-
-
-# --- the tape on disk ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def on_disk(tmp_path_factory):
-    texts, _ = corpus()
-    words = tokenizer.train(texts, 300)
-    path = tmp_path_factory.mktemp("tape") / "tokens.uint16"
-    return cluster.write_tape(path, texts, words, at_once=7), path, texts, words
-
-
-def test_a_tape_on_disk_gives_the_batches_of_one_in_memory(on_disk):
-    total, path, texts, words = on_disk
-    theirs = pretraining.Tape(tokenizer.encode(words, texts), words, 32)
-    ours = cluster.TapeOnDisk(path, words, 32)
-    assert (total, len(ours)) == (len(theirs.tokens), len(theirs))
-    recipe = replace(RECIPE, vocab_size=len(words))
-    steps = 3 * len(ours) // recipe.batch_size  # into the third epoch
-    for first in (0, 5):
-        pairs = zip(ours.batches(recipe, first), theirs.batches(recipe, first), strict=True)
-        for mine, other in islice(pairs, steps):
-            assert torch.equal(mine[0], other[0])
-            assert torch.equal(mine[1], other[1])
-
-
-def test_a_token_takes_two_bytes_of_a_file_that_is_only_mapped(on_disk):
-    total, path, _, words = on_disk
-    assert path.stat().st_size == 2 * total
-    assert list(path.parent.iterdir()) == [path]  # no half file beside it
-    rows = cluster.TapeOnDisk(path, words, 32).rows(0, 0)
-    assert isinstance(rows.table, np.memmap)
-    assert (cluster.token_kind(2**16), cluster.token_kind(2**16 + 1)) == (np.uint16, np.int32)
-
-
-def test_a_tape_of_less_than_a_row_is_refused(on_disk):
-    total, path, _, words = on_disk
-    with pytest.raises(ValueError, match=f"the texts hold {total} tokens, less than one row"):
-        cluster.TapeOnDisk(path, words, total + 1)
 
 
 def test_texts_of_less_than_a_batch_leave_nothing(tmp_path):

@@ -170,8 +170,8 @@ def test_an_average_is_the_mean_of_the_last_weights():
         model.weight.data.fill_(value)
         average.add(model, progress)
     with average.used(model):
-        assert float(model.weight) == 3.0
-    assert float(model.weight) == 4.0
+        assert model.weight.item() == 3.0
+    assert model.weight.item() == 4.0
 
 
 def test_the_rate_of_masks_moves_in_a_line():

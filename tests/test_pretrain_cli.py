@@ -135,7 +135,6 @@ BAD = {
     "a name too long": (lambda d: write(d / "a.txt", "txt"), ["--out", "x" * 250], "cannot be written"),
     "a path too long": (lambda d: d / ("x" * 5000), [], "File name too long"),
     "a seed too large": (lambda d: write(d / "a.txt", "txt"), ["--seed", "9" * 25], "--seed"),
-    "nothing to resume": (lambda d: write(d / "a.txt", "txt"), ["--resume"], "holds no checkpoint"),
 }
 
 
@@ -204,6 +203,17 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path, capsys, monkeyp
     assert pretrain(*arguments, "--resume") == 0
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_resuming_what_never_began_begins_and_says_so(tmp_path, capsys):
+    source = write(tmp_path / "text.txt", "txt")
+    arguments = ["--text", source, "--out", tmp_path / "out", *SMALL, "--resume"]
+    assert pretrain(*arguments) == 0
+    assert "is not there; the run begins" in capsys.readouterr().err
+    assert pretrain(*arguments) == 0  # this very run, complete: there is nothing to do
+    assert "is not there" not in capsys.readouterr().err
+    assert pretrain(*arguments[:-1]) == 2
+    assert pretrain(*arguments, "--seed", "1") == 2  # another run
 
 
 def test_a_run_that_diverges_writes_nothing_and_says_why(tmp_path, capsys):

@@ -13,7 +13,6 @@ from sslcourse import tokenizer as wordpiece
 from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
 from sslcourse.masking import IGNORE, MaskedLMDataset
 from sslcourse.pretraining import (
-    EVALUATION_RATE,
     MaskedRows,
     Recipe,
     Tape,
@@ -24,6 +23,7 @@ from sslcourse.pretraining import (
     pretrain,
     train_epoch,
 )
+from sslcourse.tape import EVALUATION_RATE
 
 WORDS = "river town mill grain bread stone bridge market school harbour ship road field winter rain".split()
 TEXTS = [" ".join(WORDS[(i * j + i) % len(WORDS)] for j in range(1, 30)) for i in range(1, 61)]
@@ -273,8 +273,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tokenizer, tmp_path):
     assert not (tmp_path / "cut").exists()
     resumed = run(tokenizer, out=tmp_path / "cut", resume=True, **options)
     assert same(weights(through.model), weights(resumed.model))
-    drop = ("seconds", "train_loss")  # the clock differs; the loss since the last evaluation starts anew
-    histories = [[{k: v for k, v in row.items() if k not in drop} for row in r.history] for r in (through, resumed)]
+    histories = [[{k: v for k, v in row.items() if k != "seconds"} for row in r.history] for r in (through, resumed)]
     assert histories[0] == histories[1]
     assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (
         tmp_path / "through" / "model.safetensors"
@@ -290,8 +289,6 @@ def test_a_checkpoint_of_another_run_is_refused(tokenizer, tmp_path):
             run(tokenizer, out=tmp_path / "cut", resume=True, **other)
     with pytest.raises(ValueError, match="resume it, or delete it"):
         run(tokenizer, out=tmp_path / "cut")
-    with pytest.raises(ValueError, match="holds no checkpoint"):
-        run(tokenizer, out=tmp_path / "nothing", resume=True)
     with pytest.raises(ValueError, match="needs out"):
         run(tokenizer, resume=True)
 
@@ -301,7 +298,7 @@ def test_checkpoints_are_safetensors_and_json_only(tokenizer, tmp_path):
         run(tokenizer, out=tmp_path / "cut", on_evaluation=cut_at(4))
     files = sorted(path.name for path in (tmp_path / "cut.partial" / "checkpoint").iterdir())
     assert files == ["best.safetensors", "model.safetensors", "optimizer.safetensors", "state.json"]
-    assert json.loads((tmp_path / "cut.partial" / "checkpoint" / "state.json").read_text())["state"]["step"] == 2
+    assert json.loads((tmp_path / "cut.partial" / "checkpoint" / "state.json").read_text())["state"]["step"] == 4
     assert "model.head.dense.weight" not in load_file(tmp_path / "cut.partial" / "checkpoint" / "model.safetensors")
 
 
@@ -376,6 +373,9 @@ def test_a_full_folder_is_refused(tokenizer, tmp_path):
         ("layers", 0),
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
+        ("beta2", 2.0),
+        ("max_grad_norm", -1.0),
+        ("max_grad_norm", float("nan")),
     ],
 )
 def test_a_recipe_names_what_is_wrong_with_it(name, value):

@@ -28,8 +28,14 @@ def test_a_speedup_is_the_ratio_of_times_to_what_the_peer_ends_with():
     assert slower["theirs"]["times_as_fast"] == [15 / 35] * 3  # theirs was there after 15 s
 
 
+def test_a_shorter_budget_counts_where_it_ends_no_worse():
+    goals = {"theirs": [4.0, 3.0], "better": [1.0, 1.0]}
+    shorter = {120.0: [2.0, 2.5], 60.0: [3.0, 3.0], 20.0: [4.5, 3.5]}
+    assert report.by_budget(goals, shorter, 120.0) == {"theirs": [2.0, 2.0], "better": [0.0, 0.0]}
+
+
 def test_a_summary_counts_real_tokens_and_useful_operations():
-    trial = {"peer": "course", "seed": 0, "points": CURVE, "flops_per_token": 6.0, "peak_flops": 120.0,
+    trial = {"peer": "course", "seed": 0, "seconds": 30.0, "points": CURVE, "flops_per_token": 6.0, "peak_flops": 120.0,
              "memory_mb": 7.0, "parameters": 5}  # fmt: skip
     (row,) = report.summary([trial])["peers"].values()
     assert row["tokens_per_second"] == [10.0] * 3
@@ -38,7 +44,12 @@ def test_a_summary_counts_real_tokens_and_useful_operations():
     assert row["loss_at"]["15.0"] == [5.0] * 3
     assert row["time_to"]["5.0"] == [15.0] * 3
     assert row["time_to"]["3.5"] == [None] * 3
-    assert "course" in report.table(report.summary([trial]))
+    theirs = trial | {"peer": "theirs", "points": [[30.0, 5.0, 300]]}
+    sixth = trial | {"seconds": 5.0, "points": [[5.0, 4.9, 50]]}
+    found = report.summary([trial, theirs, sixth])
+    assert found["speedups"]["theirs"]["by_budget"] == [6.0] * 3
+    assert found["peers"]["course"]["loss"] == [4.0] * 3  # the short trial is not one of its row
+    assert "at least 6.0" in report.table(found)
 
 
 def test_a_move_changes_its_knobs_and_no_other():

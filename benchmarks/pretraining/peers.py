@@ -173,10 +173,7 @@ def packed(text: Text) -> Rows:
 def article(text: Text, knobs: Knobs, seconds: float, looks: int, seed: int) -> Curve:
     set_seed(seed)
     model = BertForMaskedLM(bert_config(text, replace(knobs, hidden=256, inner=1024, layers=4, heads=4), dropout=0.1))
-    ids = torch.full((len(text.train), LENGTH), text.tokenizer.pad_token_id)
-    for row, document in zip(ids, text.train, strict=True):
-        whole = torch.tensor([text.tokenizer.cls_token_id, *document[: LENGTH - 2], text.tokenizer.sep_token_id])
-        row[: len(whole)] = whole
+    ids = text.padded(LENGTH)
     inputs, _ = masking.mask_tokens(
         ids, special_tokens_mask=ids <= text.tokenizer.mask_token_id, vocab_size=len(text.tokenizer),
         mask_token_id=text.tokenizer.mask_token_id, mask_rate=0.15, generator=torch.Generator().manual_seed(seed),

@@ -55,6 +55,25 @@ def speedups(curves: Mapping[str, Sequence[Sequence[Point]]], ours: str = "cours
     return found
 
 
+def by_budget(
+    goals: Mapping[str, Sequence[float]], shorter: Mapping[float, Sequence[float]], seconds: float
+) -> dict[str, list[float]]:
+    """For each peer and seed: how many times as short a budget of ours may be that ends no worse than the peer.
+
+    A recipe whose rate decays is at its best when its budget ends, so this is what somebody gains who wants that loss.
+    It is a lower bound, since only some budgets were tried; 0 where even the whole one ends worse.
+
+    Args:
+        goals: peer -> the best loss of each seed.
+        shorter: budget in seconds -> our last loss of each seed.
+    """
+
+    def ratio(seed: int, goal: float) -> float:
+        return max((seconds / budget for budget, losses in shorter.items() if losses[seed] <= goal), default=0.0)
+
+    return {peer: [ratio(seed, goal) for seed, goal in enumerate(of_seeds)] for peer, of_seeds in goals.items()}
+
+
 GOALS = (7.0, 6.0, 5.0, 4.0, 3.5, 3.0, 2.5)  # nats
 
 
@@ -67,8 +86,13 @@ def times(trials: Sequence[Mapping[str, Any]]) -> list[float]:
 def summary(trials: Sequence[Mapping[str, Any]], ours: str = "course") -> dict[str, Any]:
     """Everything that the table shows, from the trials of a race."""
     by_peer: dict[str, list[Mapping[str, Any]]] = {}
+    shorter: dict[float, list[float]] = {}
+    seconds = max(one["seconds"] for one in trials)
     for trial in sorted(trials, key=lambda one: one["seed"]):
-        by_peer.setdefault(trial["peer"], []).append(trial)
+        if trial["peer"] == ours:
+            shorter.setdefault(trial["seconds"], []).append(trial["points"][-1][1])
+        if trial["seconds"] == seconds:
+            by_peer.setdefault(trial["peer"], []).append(trial)
     rows = {}
     for peer, of_peer in by_peer.items():
         curves = [one["points"] for one in of_peer]
@@ -85,16 +109,27 @@ def summary(trials: Sequence[Mapping[str, Any]], ours: str = "course") -> dict[s
                                     for at in spread([time_to(points, goal) for points in curves])] for goal in GOALS},
         }  # fmt: skip
     curves = {peer: [one["points"] for one in of_peer] for peer, of_peer in by_peer.items()}
-    return {"peers": rows, "speedups": speedups(curves, ours) if ours in curves else {}}
+    if ours not in curves:
+        return {"peers": rows, "speedups": {}}
+    goals = {peer: [min(point[1] for point in one) for one in of_seeds]
+             for peer, of_seeds in curves.items() if peer != ours}  # fmt: skip
+    ratios = speedups(curves, ours)
+    for peer, of_seeds in by_budget(goals, shorter, seconds).items():
+        ratios[peer]["by_budget"] = spread(of_seeds)
+    return {"peers": rows, "speedups": ratios, "shorter": {str(at): spread(of) for at, of in shorter.items()}}
 
 
 def table(found: Mapping[str, Any]) -> str:
     """The summary as text, one line a peer, the best at the end."""
-    lines = [f"{'':11s}{'nats (median of seeds)':>26s}{'tokens/s':>10s}{'MFU':>7s}{'MB':>7s}   course is as fast"]
+    lines = [f"{'':11s}{'nats (median of seeds)':>26s}{'tokens/s':>10s}{'MFU':>7s}{'MB':>7s}   course is as fast: "
+             "in its run; by budget"]  # fmt: skip
     for peer, row in sorted(found["peers"].items(), key=lambda pair: -pair[1]["loss"][1]):
         low, middle, high = row["loss"]
         fast = found["speedups"].get(peer)
-        ratio = "" if fast is None else "{1:.1f} times ({0:.1f} to {2:.1f})".format(*fast["times_as_fast"])
+        ratio = ""
+        if fast:
+            ratio = "{1:.1f} times ({0:.1f} to {2:.1f}); ".format(*fast["times_as_fast"])
+            ratio += "at least {1:.1f} ({0:.1f} to {2:.1f})".format(*fast["by_budget"])
         lines.append(f"{peer:11s}{middle:9.3f} ({low:.3f} to {high:.3f}){row['tokens_per_second'][1]:9,.0f}"
                      f"{row['mfu'][1]:7.1%}{row['memory_mb']:7,.0f}   {ratio}")  # fmt: skip
     return "\n".join(lines)
@@ -111,7 +146,12 @@ def plot(trials: Sequence[Mapping[str, Any]], path: str | Path) -> bool:
 
     figure, axis = plt.subplots(figsize=(8, 4.8))
     names = list(dict.fromkeys(one["peer"] for one in trials))
+    last_shorter = next((one for one in reversed(trials) if len(one["points"]) == 1), None)
     for one in trials:
+        if len(one["points"]) == 1:  # of a shorter budget
+            seconds, loss, *_ = one["points"][0]
+            axis.plot(seconds, loss, "k*", label=f"{one['peer']}, with this budget" if one is last_shorter else None)
+            continue
         place = names.index(one["peer"])
         seconds, losses = zip(*((at, loss) for at, loss, *_ in one["points"]), strict=True)
         axis.plot(seconds, losses, color=f"C{place}", marker="osD^vX"[place % 6], markevery=max(1, len(seconds) // 6),

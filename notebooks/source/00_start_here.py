@@ -71,7 +71,7 @@ inputs, label = [*words[:4], "[MASK]", *words[5:]], words[4]
 print(f"input: {' '.join(inputs)}\nlabel: {label}")
 
 # %% [markdown]
-# You know the answer, and it is worth asking how. The capital letter, "the … Ocean" and "Eastern Africa" each helped.
+# You know the answer, and it is worth asking how. "The … Ocean", with its capital O, and "Eastern Africa" each helped.
 # A model that fills such gaps well must have picked up some grammar and some geography on the way. That is the bet of
 # self-supervised learning: a task that costs no labels, and that cannot be done well without learning something useful.
 #

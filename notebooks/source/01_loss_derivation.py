@@ -15,7 +15,7 @@
 # **You will derive the masked-language-modelling loss, its gradient and the update that uses it, prove each against
 # PyTorch, and compute the lowest loss that any model can reach.**
 #
-# About 60 minutes to read and solve; the code runs in under 3 minutes on two CPU cores.
+# About 60 minutes to read and solve; the code runs in less than 4 of them on two CPU cores.
 #
 # *You need:* Python, tensors, what a derivative and a conditional probability are.
 #
@@ -128,8 +128,9 @@ by_package = sslcourse.loss.mlm_loss(logits, labels)
 lesson.record("loss-value-error", max((by_hand - by_library).abs().item(), (by_package - by_library).abs().item()))
 
 # %% [markdown]
-# **A number to know by heart.** A model that has learned nothing gives every token $1/V$ and loses $-\log \frac1V =
-# \ln V$. For a vocabulary of 4096, $\ln V = 8.3$. A loss above $\ln V$ is worse than not answering: look for a bug.
+# **A number to know by heart.** A model that has learned nothing gives every token $1/V$ and loses $-\log \frac1V = \ln
+# V$. For a vocabulary of 4096, $\ln V = 8.3$. A random start lies a little above it. A loss that stays clearly above
+# $\ln V$ is worse than not answering: look for a bug.
 
 # %%
 uniform = masked_loss(torch.zeros_like(logits), labels)
@@ -377,7 +378,8 @@ print(f"mean of batch means {mean_of_means:.3f} nats, mean over tokens {mean:.3f
 
 # %% [markdown]
 # The same token losses, and the two numbers are {{loss-mean-of-means-error}} nats apart. That is more than many
-# papers report as a gain. So the package's functions return `(sum, count)` and divide once, at the end.
+# papers report as a gain. So whatever adds up over batches carries `(sum, count)`, as the package's `mlm_loss_sum`
+# does, and divides once, at the end.
 
 # %% [markdown]
 # ## 7 · What to do with a gradient
@@ -392,9 +394,10 @@ print(f"mean of batch means {mean_of_means:.3f} nats, mean over tokens {mean:.3f
 # | Adam | divide by the gradient's usual size | $w \leftarrow w - \eta\, \hat m / (\sqrt{\hat s} + \epsilon)$ |
 # | AdamW | and shrink the weight | $w \leftarrow (1 - \eta\lambda) w - \eta \hat m / (\sqrt{\hat s} + \epsilon)$ |
 #
-# with $m \leftarrow \beta_1 m + (1 - \beta_1) g$ and $s \leftarrow \beta_2 s + (1 - \beta_2) g^2$. Both start at
-# zero, so early on they are too small, by exactly the factor $1 - \beta^t$: $\hat m = m / (1 - \beta_1^t)$, $\hat s =
-# s / (1 - \beta_2^t)$.
+# (In the code below Adam, too, is asked to shrink its weights: in the old way, by $\lambda w$ added to $g$. So the last
+# two rows differ in where the shrinking happens.) Here $m \leftarrow \beta_1 m + (1 - \beta_1) g$ and $s \leftarrow
+# \beta_2 s + (1 - \beta_2) g^2$. Both start at zero, so early on they are too small, by exactly the factor $1 -
+# \beta^t$: $\hat m = m / (1 - \beta_1^t)$, $\hat s = s / (1 - \beta_2^t)$.
 
 # %%
 ETA, MU, BETA1, BETA2, EPS, LAMBDA = 0.05, 0.9, 0.9, 0.99, 1e-8, 0.1
@@ -981,8 +984,8 @@ lesson.record("leak-exact-below-floor", exact[2])
 
 # %% [markdown]
 # *See:* an honest model's point lies above the dashed line; a point below it has seen answers. The bars are 95 %
-# intervals. One leaky row in sixteen is already below the line; one in 32 only uses up the model's own gap and hides.
-# So train close to the floor before you trust the alarm.
+# intervals. A small leak only uses up the model's own gap to the floor, and hides; a larger one shows. So train close
+# to the floor before you trust the alarm.
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 3.2))

@@ -107,8 +107,7 @@ print("keys there are:", sorted(encoding))
 # %% tags=["nbval-check-output"]
 ids = encoding["input_ids"]
 masked_by_article = int((ids == small_tokenizer.mask_token_id).sum())
-copied_right = float((ids == ids.clone()).float().mean())
-print(f"[MASK] in the batch: {masked_by_article}; a copying model is right at {copied_right:.0%} of positions")
+print(f"[MASK] in the batch: {masked_by_article}; so a model that copies its input is right everywhere")
 _ = lesson.record("masking-article-masks", masked_by_article)
 
 # %% [markdown]
@@ -650,8 +649,8 @@ for word, group in itertools.groupby(zip(encoded.word_ids(), selected), key=lamb
 
 # %% [markdown]
 # The package does it for a batch (`select_whole_words`), and draws spans of neighbouring tokens too (`select_spans`,
-# after SpanBERT: lengths are geometric, three tokens on average). Only the first decision changes; 80/10/10 comes
-# afterwards as before.
+# after SpanBERT: lengths are geometric with a mean of three, cut at ten, and a row gets its share as a count, not by
+# chance). Only the first decision changes; 80/10/10 comes afterwards as before.
 
 # %%
 row = torch.tensor([encoded["input_ids"]])
@@ -838,11 +837,12 @@ plots.show(figure, alt="Left: bars of padding share, above half for padding to 5
                        "batch, next to nothing sorted or packed. Right: padded rows are half dark, packed rows full.")
 
 # %% [markdown]
-# **What to see:** padding to 128 wastes {{padding-128}} of the positions *and* loses {{padding-cut-128}} of the
-# tokens. Padding to the longest of a random batch ({{padding-longest}}; texts are still cut, but at 512) loses fewer
-# tokens and wastes more: one long text sets the width of 32 rows. Padding to 512 wastes {{padding-512}}. Packing
-# wastes {{padding-packed}} and loses nothing. Sorting by length (cut at 512 too) comes close in padding, but then a
-# batch holds texts of one kind, and the order of training is no longer random.
+# **What to see:** padding to 128 wastes {{padding-128}} of the positions *and* loses {{padding-cut-128}} of the tokens.
+# Padding to the longest of a random batch ({{padding-longest}}; texts are still cut, but at 512) loses fewer tokens and
+# wastes more: one long text sets the width of 32 rows. Padding to 512 wastes {{padding-512}}. Packing wastes
+# {{padding-packed}} and loses no token (a document that is cut at a row's end is read in two parts). Sorting by length
+# (cut at 512 too) comes close in padding, but then a batch holds texts of one kind, and the order of training is no
+# longer random.
 #
 # ### Exercise 2.4 — Pack · ★★☆ · 10 minutes
 

@@ -85,7 +85,7 @@ print(f"{len(held_out):,} rows, {int(scored.sum()):,} scored positions, {scored.
 # A loss of $3$ says little by itself. So before any network, we ask what counting alone can do.
 #
 # The **unigram** baseline ignores the context: it gives every token its frequency in the training text. A model that
-# has learnt nothing but frequencies sits exactly there. It is called the *unigram plateau*, and networks like to rest
+# has learnt nothing but frequencies sits there. It is called the *unigram plateau*, and networks like to rest
 # on it.
 
 # %%
@@ -259,7 +259,7 @@ check("3.1", evaluate_batches)
 # ## The encoder
 #
 # 3 layers of width 128: about a million weights, half of them the embedding table. Five minutes on two cores are
-# worth some seven million tokens, and a model much larger than that would not have the time to learn anything (lesson
+# worth about ten million tokens, and a model much larger than that would not have the time to learn anything (lesson
 # 08 climbs through the alternatives, measured).
 
 # %%
@@ -629,8 +629,8 @@ check("3.4", early_stopping)
 # ## When the power goes
 #
 # A run that cannot be resumed will be lost one day. `pretrain(out=...)` keeps a checkpoint beside the goal: weights,
-# the optimiser's averages, the step. Randomness needs no saving, because the rows and masks of step *t* depend on
-# `(seed, t)` alone.
+# the optimiser's averages, the step, each written beside the one before and then renamed. Randomness needs no saving,
+# because the rows and masks of step *t* depend on `(seed, t)` alone.
 #
 # We prove it: one run goes through; another is cut off half-way by an exception, and goes on from its checkpoint. The
 # weights must be the same to the bit.
@@ -641,7 +641,7 @@ class PowerCut(Exception):
     pass
 
 
-def cut_after_first_evaluation(row):
+def cut_half_way(row):
     if row["step"] == 4:
         raise PowerCut
 
@@ -652,7 +652,7 @@ some, others = splits["train"][:200], splits["validation"][:40]
 
 through = pretrain(some, others, tiny, **small_run)
 try:
-    pretrain(some, others, tiny, out=scratch / "cut", on_evaluation=cut_after_first_evaluation, **small_run)
+    pretrain(some, others, tiny, out=scratch / "cut", on_evaluation=cut_half_way, **small_run)
 except PowerCut:
     print("cut off; left on disk:", sorted(path.name for path in (scratch / "cut.partial").iterdir()))
 resumed = pretrain(some, others, tiny, out=scratch / "cut", resume=True, **small_run)

@@ -211,7 +211,7 @@ batch = finetuning.collate(sample, tokenizer.pad_token_id)
 torch.manual_seed(0)
 package = finetuning.TokenClassifier(start_from("pretrained", 0), len(TAGS))
 mine = Tagger(start_from("pretrained", 0))
-mine.head.load_state_dict(package.head.state_dict())
+mine.head.load_state_dict(package.head.state_dict());
 
 # %%
 plain = Settings(steps=4, learning_rate=1e-3, warmup=0.0, weight_decay=0.0, batch_size=16, precision="fp32")
@@ -388,7 +388,8 @@ def tag_names(model_body, count, seed, rate):
 # ## The label-efficiency curve
 #
 # Now the question of this lesson. How does the score grow with the number of labelled sentences, with pretraining and
-# without? Both twins get the same steps at each point: 150, which are 48 epochs of 50 sentences and 3 of
+# without? Both twins get the same steps at each point: 150, which are 50 epochs of 50 sentences (an epoch leaves out
+# what does not fill a batch) and 3 of
 # 800. The twin gets one more point, with 3,200 sentences and the 200 steps that one epoch of them takes.
 #
 # Is that budget fair to the twin, who has everything to learn? So there is a third curve, recorded beforehand because
@@ -435,7 +436,7 @@ def draw_curves(axis, which, contenders):
         axis.plot(xs, [point.mean for point in points], label=what, **STYLE[what])
         low, high = [max(0.0, point.low) for point in points], [point.high for point in points]
         axis.fill_between(xs, low, high, alpha=0.15, color=STYLE[what]["color"])
-    axis.set(xscale="log", xlabel="labelled sentences", ylabel="F1 on held-out countries",
+    axis.set(xscale="log", xlabel="labelled sentences", ylabel="F1 on test countries",
              title=("token F1", "entity F1")[which], ylim=(0, 1))
     axis.set_xticks(COUNTS + MORE, [f"{count:,}" for count in COUNTS + MORE])
     axis.minorticks_off()
@@ -455,8 +456,8 @@ plots.show(
 # %% [markdown]
 # What to see: on few sentences the pretrained curve lies far above all others; with more of them the gap closes by
 # token, and hardly by whole name. More steps help the twin where it has many sentences, not where it has few: there it
-# learns its sentences by heart. On whole names a bag of features beats the untrained network. Bands are 95 % intervals
-# over the seeds.
+# learns its sentences by heart. On whole names a bag of features beats the untrained network as soon as there are some
+# hundred sentences. Bands are 95 % intervals over the seeds.
 
 # %% [markdown]
 # ### Exercise 4.3 — Is the gain real? · ★★☆ · 8 minutes
@@ -914,9 +915,10 @@ if full:
 # same: the whole interval of the paired difference lies above zero. Of *all* baselines it is ahead on
 # {{tasks-ahead-of-all}}.
 #
-# **Where pretraining does not help**: the region. Its gain over the twin is {{region-gain}} (so it even costs a little;
-# the list above has the interval), and TF-IDF is at least as good as either. What tells a region is single words (a
-# river, a neighbour, a currency), and counting them needs no encoder.
+# **Where pretraining does not help**: the region. Its gain over the twin is {{region-gain}} (so it even costs a little,
+# though its rate was still rising at the edge of the search; the list above has the interval), and TF-IDF is at least
+# as good as either. What tells a region is single words (a river, a neighbour, a currency), and counting them needs no
+# encoder.
 #
 # **Where a dumb baseline wins**: relation and question, as soon as it is told where the pieces end. Whoever knows how
 # data was made can often replace a network by a split at full stops. If your data tells you where the pieces end, do
@@ -1079,10 +1081,10 @@ if full:
 # %% [markdown]
 # In the stored run LoRA trains {{lora-weights}} weights in place of {{full-weights}} and reaches an entity F1 of
 # {{lora-entity}} ({{peft-entity}} by the library, from other random $A$); all weights reach {{full-entity}}, the head
-# alone {{head-entity}}. What the last says: most of what the task needs is in the encoder's vectors *after* it was
-# adapted, not before. A LoRA run takes {{lora-time}} times as long: at this size LoRA saves *storage*, not time. The
-# forward pass is longer by two thin products a layer, and the backward pass still goes all the way down. On a model of
-# billions, where the optimiser's state fills the memory, the balance is different.
+# alone {{head-entity}}. What the last says: a good part of what the task needs is in the encoder's vectors before they
+# are adapted, and the rest is not. A LoRA run takes {{lora-time}} times as long: at this size LoRA saves *storage*, not
+# time. The forward pass is longer by two thin products for each of a layer's four matrices, and the backward pass still
+# goes all the way down. On a model of billions, where the optimiser's state fills the memory, the balance is different.
 
 # %% [markdown]
 # ## With a real pretrained encoder

@@ -517,7 +517,7 @@ print("log2 of the scale, x where the step was skipped:\n" + " ".join(settling))
 # %% [markdown]
 # ### Exercise 5.3 — Clip, in the right order · ★★☆ · 8 minutes
 #
-# Lesson 03 clips gradients to a joint norm of `max_norm`. Here they come from a scaled loss. Return what the optimizer
+# Lesson 03 clips gradients to a joint norm of `max_norm`. Here they come from a scaled loss. Return what the optimiser
 # should get. (Recall: one factor for all, never over 1.)
 
 
@@ -747,7 +747,7 @@ plots.show(figure, alt="A weight to which 0.0003 is added again and again: fp32 
 # ## The race
 #
 # Enough toys. One encoder of width 256, the same start, the same batches, the same masks, in five precisions. They
-# train *in turns*, a few steps each: whatever else this machine does meanwhile hits all of them alike. The optimizer
+# train *in turns*, a few steps each: whatever else this machine does meanwhile hits all of them alike. The optimiser
 # of the three pure bf16 runs (`precision.Bf16AdamW`) is the same but for the rounding of the new weight, and keeps
 # its averages in fp32.
 
@@ -816,7 +816,7 @@ low, small_speedup, high = precision.quartiles(speedups)
 print(f"autocast {half} against fp32, turn by turn: {small_speedup:.2f}x (quartiles {low:.2f} to {high:.2f})")
 
 # %% [markdown]
-# With few rows a good part of a step is the optimizer, which no cast makes faster. Four of these batches at once:
+# With few rows a good part of a step is the optimiser, which no cast makes faster. Four of these batches at once:
 
 # %%
 many = [torch.cat(parts) for parts in zip(*batches[:4], strict=True)]
@@ -916,7 +916,7 @@ if lesson.profile == "full":
 # says how much else they did: stochastic rounding goes the whole way, and adds noise in all other directions. The
 # held-out loss moves little in eighty steps for any of them; what is lost here is the *training*, not the model.
 #
-# Whoever loads a model with `dtype=torch.bfloat16` and fine-tunes it with a plain optimizer repeats the second line of
+# Whoever loads a model with `dtype=torch.bfloat16` and fine-tunes it with a plain optimiser repeats the second line of
 # this table (stock AdamW would keep its averages in bf16, too).
 
 # %% [markdown]
@@ -1077,9 +1077,10 @@ if resident:
 # %% [markdown]
 # What to see: at this batch most of the memory is activations. Autocast saves no weights (it even adds 16-bit copies,
 # which count among the activations) but {{autocast-activation-saving}} of the activations; the residual stream and the
-# loss stay in fp32. Pure bf16 saves on both. The resident memory of the process is far more than any of these sums: it
-# holds the libraries, the text, all other models of this lesson, and freed memory that the allocator has not given
-# back. So account in bytes of tensors.
+# loss stay in fp32. (In bf16 on a CPU our attention is written out, which is faster and keeps its weights, a number for
+# each pair of positions; the fused kernel keeps none. The formula counts what is used.) Pure bf16 saves on both. The
+# resident memory of the process is far more than any of these sums: it holds the libraries, the text, all other models
+# of this lesson, and freed memory that the allocator has not given back. So account in bytes of tensors.
 #
 # **Gradient checkpointing** keeps only the input of each layer and computes the rest again on the way back. It wraps
 # each layer's forward pass in `torch.utils.checkpoint.checkpoint`; `precision.checkpointed` does that and undoes it.

@@ -46,8 +46,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from sslcourse import cluster, corpus, distributed, doctor, parallel, pretraining, scaling, tokenizer
+from sslcourse import corpus, distributed, doctor, parallel, scaling, tape, tokenizer
 from sslcourse.launch import RankFailed, torchrun
+from sslcourse.recipe import Recipe
 from sslcourse.scaling import Job, Machine, Network
 from sslcourse.teaching import plots
 from sslcourse.teaching.checks import check
@@ -400,10 +401,10 @@ plots.show(
 texts = corpus.load()["validation"]["text"][:: lesson.choose(quick=4, full=1)]
 wordpieces = tokenizer.train(texts, vocab_size=1024)
 path = folder / "tokens.uint16"
-tokens = cluster.write_tape(path, texts, wordpieces)
-on_disk = cluster.TapeOnDisk(path, wordpieces, 128)
-in_memory = pretraining.Tape(tokenizer.encode(wordpieces, texts), wordpieces, 128)
-recipe = pretraining.Recipe(vocab_size=len(wordpieces), batch_size=8)
+tokens = tape.write_tape(path, texts, wordpieces)
+on_disk = tape.TapeOnDisk(path, wordpieces, 128)
+in_memory = tape.Tape(tokenizer.encode(wordpieces, texts), wordpieces, 128)
+recipe = Recipe(vocab_size=len(wordpieces), batch_size=8)
 for ours, theirs, _ in zip(on_disk.batches(recipe), in_memory.batches(recipe), range(100)):
     assert all(map(torch.equal, ours, theirs))
 print(f"{tokens:,} tokens: {path.stat().st_size / 1e3:,.0f} kB on disk, {in_memory.tokens.nbytes / 1e3:,.0f} kB as a "
@@ -549,6 +550,7 @@ assert abs(idle - parallel.bubble(stages, micro_batches)) < 1e-12
 # ```
 # #!/bin/bash
 # #SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=64 --gpus-per-node=8 --time=04:00:00
+# export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it from the lines above by itself
 # export HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -1) TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # srun torchrun --nnodes=2 --nproc-per-node=8 --max-restarts=3 --rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID \
 #     --rdzv-endpoint=$HEAD:29500 -m sslcourse pretrain --text FOLDER --out DIR --strategy fsdp --resume
@@ -556,7 +558,7 @@ assert abs(idle - parallel.bubble(stages, micro_batches)) < 1e-12
 #
 # (With `--ntasks-per-node=1` SLURM starts one `torchrun` a node, and that starts the ranks; by default a task has a
 # single core, so give it all of a node's. "rdzv" is the *rendezvous*, where ranks find each other; the variable makes
-# each restart meet afresh. `--resume` needs a checkpoint, so leave it out of the first job.)
+# each restart meet afresh. `--resume` begins where there is no checkpoint yet, so every job of a chain is the same.)
 #
 # ### The same with `accelerate`
 #

@@ -84,10 +84,11 @@ for change in LADDER:
 #   mostly paid for copying (lesson 01).
 # - **A rate for training from scratch.** $2 \cdot 10^{-5}$ is for fine-tuning; with it the weights hardly move. A
 #   **warm-up** keeps the first steps of a large rate from doing harm.
-# - **Masks drawn anew.** Masks drawn once show the same holes in every epoch (lesson 02).
+# - **Masks drawn anew.** Masks drawn once show the same holes in every epoch (lesson 02). Who reads less than one
+#   epoch, as here, gains nothing by it yet.
 # - **No dropout**: who reads a text less than once has nothing to overfit.
 # - **Norms before**, gates, rotary positions: gradients reach the bottom unscaled, so a large rate is borne.
-# - **Start by width, outputs at zero**: for narrow models the usual 0.02 is too small (lesson 03).
+# - **Start by width, outputs at zero**: for narrow models the usual 0.02 is too small (the ladder measures it).
 # - **Decay on the clock**: the rate is zero when the budget is spent, whatever the machine's speed.
 # - **No padding**: less work a token. It also reads what padding cuts off, has the held-out rows' form, and gives each
 #   update more tokens.
@@ -176,7 +177,7 @@ lesson.record("predicted-size", predicted["a size for the budget"])
 
 # %%
 ceiling = precision.peak_flops(torch.bfloat16) / precision.peak_flops(torch.float32)
-print(f"bf16 multiplies large matrices {ceiling:.1f} times as fast as fp32 here: no change of precision can bring more")
+print(f"bf16 multiplies large matrices {ceiling:.1f} times as fast as fp32 here: for products, no more can come of it")
 
 # %% [markdown]
 # ## Measure
@@ -443,7 +444,7 @@ for kind in KINDS:
 #
 # ### Does the order matter?
 #
-# Yes. A change is worth what it is worth *given the others*. Take single changes back from the top, and compare with
+# A change is worth what it is worth *given the others*. Take single changes back from the top, and compare with
 # what the same change brought on its way up:
 
 # %%
@@ -459,9 +460,10 @@ lesson.record("packing-top", at_top["no padding"][1])
 lesson.record("decay-top", at_top["decay on the clock"][1])
 
 # %% [markdown]
-# The sparse head brought {{sparse-up}} on its way up; at the top, where the layers are small and a dense head is nearly
-# half of the work, it is worth {{sparse-top}}. The decay is worth {{decay-top}} there, packing {{packing-top}}. So a
-# number for "what trick X brings" says little without the recipe around it.
+# The operations say yes: a dense head is a small part of a large model's work and nearly half of a small one's. The
+# clock cannot say it with three seeds of a few seconds: the sparse head brought {{sparse-up}} on its way up and
+# {{sparse-top}} at the top, the decay is worth {{decay-top}} there, packing {{packing-top}}, and the intervals at the
+# top are wide. Either way, a number for "what trick X brings" means little without the recipe around it.
 
 # %% [markdown]
 # ### What else was tried
@@ -476,9 +478,9 @@ for name in stored["further"]:
     lesson.record("further-" + name.split()[0].lower(), mean)
 
 # %% [markdown]
-# None of these is a bad idea; each was a gain in somebody's recipe, with larger models, longer runs, and settings tuned
-# for it. Here, untuned and in seconds: Muon {{further-muon}}, fewer masks towards the end {{further-fewer}}, short rows
-# first {{further-short}}, averaging {{further-the}}, more heads {{further-four}}.
+# Each was a gain in somebody's recipe, with larger models, longer runs, and settings tuned for it. Here, untuned and in
+# seconds, three seeds tell few of them apart from nothing: Muon {{further-muon}}, fewer masks towards the end
+# {{further-fewer}}, short rows first {{further-short}}, averaging {{further-the}}, more heads {{further-four}}.
 
 # %% [markdown]
 # ## Would you believe this benchmark?

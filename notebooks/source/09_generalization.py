@@ -78,9 +78,9 @@ SEEDS = range(lesson.choose(quick=2, full=5))
 # the test countries. What is compared is the *difference* to plain fine-tuning, seed by seed.
 #
 # Plain fine-tuning must be at its best, or remedies are praised for making up for a bad learning rate. So its rate, and
-# after it the strength of every remedy, was chosen beforehand on the *validation* countries, among three or four each,
-# by runs with three other seeds (`python -m benchmarks.remedies` repeats that). The lesson reads its choices from the
-# stored figures:
+# after it the strength of every remedy that has one, was chosen beforehand on the *validation* countries, among three
+# or four each, by runs with three other seeds (`python -m benchmarks.remedies` repeats that). The lesson reads its
+# choices from the stored figures:
 
 # %%
 which = lesson.choose(quick={"steps": 40, "recipe": Recipe(batch_size=8), "every": 8}, full={})
@@ -572,8 +572,8 @@ if full:
 
 # %% [markdown]
 # > **Misconception: "each of these is known to help, so use them all."** The five that cost nothing add up to
-# > {{together-sum}} on paper; together they gave {{together-gain}}. They fight the same overfitting, and each also
-# > slows learning down; with a fixed number of steps the costs add up more surely than the gains.
+# > {{together-sum}} on paper; together they gave {{together-gain}}. They fight the same overfitting, so what one
+# > has cured the next cannot cure again. Five seeds do not tell the two numbers apart; they show no *sum* of gains.
 
 # %% [markdown]
 # ## A domain apart
@@ -1106,11 +1106,12 @@ if full:
 # %% [markdown]
 # ## Let the machine search
 #
-# Six numbers were searched one by one above. **Optuna** proposes all of them together (by a model of which past choices
-# were good, *TPE*), and **pruning** stops a trial that, at the same step, is worse than the median of those before it.
-# What does that buy over the defaults?
+# Five of these six numbers were searched one by one above. **Optuna** proposes all of them together (by a model of
+# which past choices were good, *TPE*), and **pruning** stops a trial that, at the same step, is worse than the median
+# of those before it. What does that buy over the defaults?
 #
-# A fair question has a budget. The search may use as many steps as eight plain runs. So may random search. And the
+# A fair question has a budget. The search may use as many training steps as eight plain runs (the looks at the
+# validation set that pruning needs are not counted, which favours it). So may random search. And the
 # defaults? They take one run; what eight would buy otherwise, the ensemble above has shown for three.
 
 # %%
@@ -1215,10 +1216,11 @@ if full:
     lesson.record("optuna-trials", len(studies["TPE, pruned"][0].trials))
 
 # %% [markdown]
-# In the stored run pruning made room for {{optuna-trials}} trials where random search had eight. On validation the
-# best of them is {{optuna-validation-gain}} above the defaults; on the test countries, over five seeds, that becomes
-# {{optuna-test-gain}}, and random search's choice {{random-test-gain}}. What lies between the first number and the
-# second is the *optimism* of choosing by a maximum. Report the second.
+# In the stored run pruning made room for {{optuna-trials}} trials where random search had eight. On validation the best
+# of them is {{optuna-validation-gain}} above the defaults; on the test countries, over five seeds, that becomes
+# {{optuna-test-gain}}, and random search's choice {{random-test-gain}}. The first number is one seed, and the largest
+# of many: choosing by a maximum is *optimistic*, whether or not it shows this time. Report the second, with its
+# interval.
 #
 # And what did eight times the budget buy? FGM, read off the table above, brings {{fgm-gain}} at twice the price of a
 # plain run, token dropout {{token-gain}} at the same price, the ensemble {{ensemble-gain}} at three times. Knowing

@@ -22,8 +22,10 @@ import html
 import json
 import math
 import re
+import textwrap
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -398,9 +400,13 @@ def _reachable(tree: ast.AST, modules: Mapping[str, Path]) -> set[str]:
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """Every module that a tree may import, at the top or inside a function, with the packages above it."""
+    """Every module that a tree may import, at the top, inside a function or in a script that stands in a string, with
+    the packages above it."""
     for node in ast.walk(tree):
         names: list[str] = []
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "import" in node.value:
+            with suppress(SyntaxError):  # most strings are prose
+                yield from _imports(ast.parse(textwrap.dedent(node.value)), package)
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from sslcourse import cluster, distributed
+from sslcourse import cluster, distributed, tape
 from sslcourse.pretraining import Recipe
 
 
@@ -41,9 +41,9 @@ def dies_in_half_a_file(path: Path, texts: list[str], tokenizer: object) -> None
 
 RENAME = Path.rename
 PLANT = {  # a death at a moment that a random one seldom hits
-    "tokens": lambda: setattr(cluster, "write_tape", dies_in_half_a_file),
+    "tokens": lambda: setattr(tape, "write_tape", dies_in_half_a_file),
     "swap": lambda: setattr(Path, "rename", dies_before_the_new_checkpoint_gets_its_name),
-    "tidy": lambda: setattr(cluster.ShardedStore, "_tidy", die),
+    "tidy": lambda: setattr(cluster.ShardedStore, "discard", die),
     "done": lambda: None,  # see below
 }
 

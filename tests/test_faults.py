@@ -1,0 +1,483 @@
+"""What real users do to a run: each fault is planted, and what stands afterwards is looked at."""
+
+import json
+import os
+import random
+import signal
+import time
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_pretraining import HELD_OUT, RECIPE, TEXTS, PowerCut, cut_at
+
+from sslcourse import checkpoint, pretraining
+from sslcourse import tokenizer as wordpiece
+from sslcourse.checkpoint import Store
+from sslcourse.pretraining import Diverged, Interrupted, pretrain
+
+OPTIONS = {"steps": 40, "evaluations": 5, "progress": False}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """A forked child may use no other; and bits are compared, which depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return wordpiece.train(TEXTS, vocab_size=120)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tokenizer, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    pretrain(TEXTS, HELD_OUT, RECIPE, tokenizer=tokenizer, out=out, **OPTIONS)
+    return out
+
+
+def go(tokenizer, out, **options):
+    return pretrain(TEXTS, HELD_OUT, RECIPE, tokenizer=tokenizer, out=out, **OPTIONS | options)
+
+
+def weights(out):
+    return (out / "model.safetensors").read_bytes()
+
+
+def losses(out, names=("step", "loss", "train_loss")):
+    return [[row[name] for name in names] for row in json.loads((out / "history.json").read_text())]
+
+
+def as_undisturbed(out, undisturbed):
+    """The same bits and history, the same files, and nothing else left."""
+    return (
+        weights(out) == weights(undisturbed)
+        and losses(out) == losses(undisturbed)
+        and {path.name for path in out.iterdir()} == {path.name for path in undisturbed.iterdir()}
+        and not out.with_name(out.name + ".partial").exists()
+    )
+
+
+# --- killed ----------------------------------------------------------------------------------------------------------
+
+
+def in_a_child(act):
+    """Run ``act`` in a forked process; how it ended: 0, or the signal that killed it."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            act()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+class Death:
+    """Kills this process at its n-th call that touches the disk."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def wrapped(self, function):
+        def call(*given, **named):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*given, **named)
+
+        return call
+
+    def plant(self):
+        from pathlib import Path
+
+        for name in ("rename", "replace", "write_text", "mkdir", "rmdir", "unlink"):
+            setattr(Path, name, self.wrapped(getattr(Path, name)))
+        checkpoint.shutil.rmtree = self.wrapped(checkpoint.shutil.rmtree)
+        checkpoint.save_file = self.wrapped(checkpoint.save_file)
+        checkpoint.os.fsync = self.wrapped(checkpoint.os.fsync)
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork, with which this kills cheaply")
+
+
+@needs_fork
+def test_a_death_at_any_call_that_touches_the_disk_leaves_no_trace(tokenizer, undisturbed, tmp_path):
+    """Every such call of a run in turn, the last ones after the result has its name."""
+
+    def run(out, at=None):
+        def act():
+            if at:
+                Death(at).plant()
+            go(tokenizer, out, resume=True)
+
+        return in_a_child(act)
+
+    deaths = 0
+    for at in range(1, 500):
+        out = tmp_path / f"run-{at}"
+        ended = run(out, at)
+        if ended == 0:  # it has no more calls than that
+            break
+        assert ended == -signal.SIGKILL
+        deaths += 1
+        if at % 3 == 0 or at > 100:  # each third in the middle, where saves repeat
+            assert run(out) == 0, f"after a death at call {at}"
+            assert as_undisturbed(out, undisturbed), f"after a death at call {at}"
+    assert deaths > 60  # or the calls are not those of a run
+
+
+@needs_fork
+def test_kills_at_random_moments_leave_no_trace(tokenizer, undisturbed, tmp_path):
+    draw, kills = random.Random(0), 0
+    for number in range(6):
+        out = tmp_path / f"run-{number}"
+        while not out.exists():
+            child = os.fork()
+            if not child:
+                code = 1
+                try:
+                    go(tokenizer, out, resume=True)
+                    code = 0
+                finally:
+                    os._exit(code)
+            time.sleep(draw.uniform(0.01, 0.25))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            kills += 1
+        go(tokenizer, out, resume=True)  # it may have been killed after the folder got its name: then it tidies up
+        assert as_undisturbed(out, undisturbed)
+    assert kills > 8
+
+
+# --- asked to stop ---------------------------------------------------------------------------------------------------
+
+
+def at_batch(monkeypatch, number, act):
+    """Do something right after the update of a run's so-many-th batch, counted by what it reads."""
+    step, seen = pretraining.train_step, [0]
+
+    def patched(model, optimizer, inputs, labels, recipe):
+        loss = step(model, optimizer, inputs, labels, recipe)
+        seen[0] += 1
+        return act(model, loss) if seen[0] == number else loss
+
+    monkeypatch.setattr(pretraining, "train_step", patched)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_where_it_is(tokenizer, undisturbed, tmp_path, monkeypatch, number):
+    def ask(model, loss):
+        os.kill(os.getpid(), number)
+        return loss
+
+    before = signal.getsignal(number)
+    at_batch(monkeypatch, 13, ask)  # between two evaluations, and within a window of losses
+    with pytest.raises(Interrupted, match=r"step 13, which is saved in .*run\.partial.*resume=True"):
+        go(tokenizer, tmp_path / "run")
+    assert signal.getsignal(number) == before
+    state = json.loads((tmp_path / "run.partial" / "checkpoint" / "state.json").read_text())["state"]
+    assert (state["step"], state["loss_count"]) == (13, 5)
+    go(tokenizer, tmp_path / "run", resume=True)
+    assert as_undisturbed(tmp_path / "run", undisturbed)
+
+
+def test_asked_twice_a_run_stops_at_once(tokenizer, tmp_path, monkeypatch):
+    def ask(model, loss):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    at_batch(monkeypatch, 13, ask)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        go(tokenizer, tmp_path / "run")
+    assert not isinstance(stopped.value, Interrupted)
+    state = json.loads((tmp_path / "run.partial" / "checkpoint" / "state.json").read_text())["state"]
+    assert state["step"] == 8  # the last evaluation's
+
+
+# --- a full disk -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the limit on a file's size, which stands for a full disk, is Unix's")
+@pytest.mark.parametrize("step", [16, 40])
+def test_a_full_disk_leaves_the_last_good_checkpoint(tokenizer, undisturbed, tmp_path, step):
+    """At a checkpoint, and at the final save: after the last evaluation's."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(row):
+        if row["step"] == step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+
+    partial = tmp_path / "run.partial"
+    try:
+        with pytest.raises(OSError, match=r"could not be written .*; the last checkpoint is whole"):
+            go(tokenizer, tmp_path / "run", on_evaluation=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "run").exists()
+    assert sorted(path.name.partition("-")[0] for path in partial.iterdir()) == ["checkpoint", "tokens"]
+    assert json.loads((partial / "checkpoint" / "state.json").read_text())["state"]["step"] == step
+    go(tokenizer, tmp_path / "run", resume=True)
+    assert as_undisturbed(tmp_path / "run", undisturbed)
+
+
+# --- damaged, or somebody else's -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def left(tokenizer, tmp_path_factory):
+    """What a run leaves that lost its power after 16 of 40 steps."""
+    out = tmp_path_factory.mktemp("left") / "run"
+    with pytest.raises(PowerCut):
+        go(tokenizer, out, on_evaluation=cut_at(16))
+    return {path.name: path.read_bytes() for path in (out.with_name("run.partial") / "checkpoint").iterdir()}
+
+
+def laid_out(left, tmp_path):
+    folder = tmp_path / "run.partial" / "checkpoint"
+    folder.mkdir(parents=True)
+    for name, data in left.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+FILES = ("model.safetensors", "best.safetensors", "optimizer.safetensors", "state.json")
+
+
+def flipped(data, draw):
+    changed = bytearray(data)
+    changed[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["a bit", "half", "empty", "gone"])
+def test_a_damaged_checkpoint_is_refused_and_kept(tokenizer, left, tmp_path, name, how):
+    for trial in range(20 if how == "a bit" else 1):
+        folder = laid_out(left, tmp_path / str(trial))
+        data = left[name]
+        if how == "gone":
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(
+                {"a bit": flipped(data, random.Random(trial)), "half": data[: len(data) // 2], "empty": b""}[how]
+            )
+        with pytest.raises(ValueError, match=r"is damaged.*delete it"):
+            go(tokenizer, tmp_path / str(trial) / "run", resume=True)
+        assert folder.is_dir()
+
+
+@pytest.mark.parametrize("how", ["another shape", "one more", "one less"])
+def test_a_whole_checkpoint_of_another_model_is_refused(tokenizer, left, tmp_path, how):
+    """Its digests are right, and its identity is this run's, but the weights have other shapes or names."""
+    folder = laid_out(left, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    if how == "one less":
+        del tensors["head.norm.weight"]
+    else:  # a single number would be broadcast in silence
+        tensors["head.norm.weight" if how == "another shape" else "extra"] = torch.ones(1)
+    save_file(tensors, folder / "model.safetensors")
+    record = checkpoint.unsealed((folder / "state.json").read_text())
+    record["files"]["model.safetensors"] = checkpoint.digest(folder / "model.safetensors")
+    (folder / "state.json").write_text(checkpoint.sealed(record))
+    with pytest.raises(ValueError, match=r"is damaged.*another model"):
+        go(tokenizer, tmp_path / "run", resume=True)
+
+
+def test_somebody_elses_folder_is_refused_and_kept(tokenizer, tmp_path):
+    theirs = tmp_path / "run.partial"
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=r"holds 'thesis.txt', which no run has written"):
+            go(tokenizer, tmp_path / "run", resume=resume)
+    assert (theirs / "thesis.txt").read_text() == "mine"
+    (theirs / "thesis.txt").unlink()
+    (theirs / "checkpoint").mkdir()
+    (theirs / "checkpoint" / "state.json").write_text(json.dumps({"epoch": 3}))
+    with pytest.raises(ValueError, match="not one of this course"):
+        go(tokenizer, tmp_path / "run", resume=True)
+    assert (theirs / "checkpoint" / "state.json").is_file()
+
+
+def test_nothing_is_unpickled(tokenizer, left, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("something was unpickled")
+
+    laid_out(left, tmp_path)
+    for module, name in ((torch, "load"), (__import__("pickle"), "load"), (__import__("pickle"), "loads")):
+        monkeypatch.setattr(module, name, refuse)
+    assert go(tokenizer, tmp_path / "run", resume=True).stopped == "steps"
+
+
+# --- a loss that is no number, or jumps ------------------------------------------------------------------------------
+
+
+def becomes_nan(model, loss):
+    for weight in model.parameters():
+        weight.data.fill_(float("nan"))
+    return loss * float("nan")
+
+
+def only_the_weights(model, loss):
+    becomes_nan(model, loss)
+    return loss
+
+
+def jumps(model, loss):
+    for weight in model.parameters():
+        weight.data.mul_(-6)
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("number", "act", "step", "back", "why"),
+    [
+        (21, becomes_nan, 24, 16, "the training loss is no finite number"),
+        (21, only_the_weights, 24, 16, "the training loss is no finite number"),  # seen in the next step's loss
+        (40, only_the_weights, 40, 32, "the loss at an evaluation is no finite number"),  # there is no next step
+        (3, becomes_nan, 8, 0, "the training loss is no finite number"),  # before the first evaluation
+    ],
+)
+def test_a_loss_that_is_no_number_is_undone_and_reported(
+    tokenizer, tmp_path, monkeypatch, number, act, step, back, why
+):
+    at_batch(monkeypatch, number, act)
+    with pytest.warns(RuntimeWarning, match=f"at step {step} {why}; went back to step {back}"):
+        run = go(tokenizer, tmp_path / "run")
+    (event,) = run.restores
+    assert (event["step"], event["back_to"], event["why"]) == (step, back, why)
+    assert [row["step"] for row in run.history] == [8, 16, 24, 32, 40]  # no step of the budget is missing
+    assert all(torch.isfinite(weight).all() for weight in run.model.parameters())
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["restores"] == [event]
+
+
+@pytest.mark.parametrize("number", [85, 90])
+def test_a_spike_is_undone_and_told_to_who_asked(tokenizer, monkeypatch, number):
+    """At step 90 an evaluation comes right after it: that state must not pass for a good one."""
+    learns = replace(RECIPE, learning_rate=1e-2)
+    at_batch(monkeypatch, number, jumps)
+    told = []
+    run = pretrain(TEXTS, HELD_OUT, learns, tokenizer=tokenizer, steps=120, evaluations=4, progress=False,
+                   on_restore=told.append)  # fmt: skip
+    assert told == run.restores
+    assert (told[0]["back_to"], len(told)) == (60, 1)
+    assert told[0]["why"].startswith("the training loss rose from")
+    losses = [row["loss"] for row in run.history]
+    assert max(losses) < 4  # of the spike, more than a hundred nats, nothing is left
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_healthy_run_raises_no_alarm(tokenizer, batch_size):
+    """A batch of one row of 32 tokens, nine of them masked, is as noisy as it gets."""
+    noisy = replace(RECIPE, learning_rate=1e-2, batch_size=batch_size)
+    for seed in range(3):
+        run = pretrain(TEXTS, HELD_OUT, replace(noisy, seed=seed), tokenizer=tokenizer, steps=300, evaluations=2,
+                       progress=False)  # fmt: skip
+        assert run.restores == []
+
+
+def always_from(monkeypatch, number, act):
+    step, seen = pretraining.train_step, [0]
+
+    def patched(model, optimizer, inputs, labels, recipe):
+        loss = step(model, optimizer, inputs, labels, recipe)
+        seen[0] += 1
+        return act(model, loss) if seen[0] >= number else loss
+
+    monkeypatch.setattr(pretraining, "train_step", patched)
+
+
+@pytest.mark.filterwarnings("ignore:at step")
+def test_a_loss_that_stays_wrong_ends_the_run_and_keeps_the_last_good_state(tokenizer, tmp_path, monkeypatch):
+    always_from(monkeypatch, 21, becomes_nan)
+    with pytest.raises(Diverged, match=r"the last of 3 times.*lower it\. The best held-out loss was .* kept in"):
+        go(tokenizer, tmp_path / "run")
+    record = json.loads((tmp_path / "run.partial" / "checkpoint" / "state.json").read_text())
+    assert record["state"]["step"] == 16
+    best = load_file(tmp_path / "run.partial" / "checkpoint" / "best.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in best.values())
+    always_from(monkeypatch, 1, becomes_nan)
+    with pytest.raises(Diverged, match="Nothing was written"):
+        go(tokenizer, tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.partial"]
+
+
+@pytest.mark.filterwarnings("ignore:at step")
+def test_a_restored_run_that_is_interrupted_goes_on_to_the_same_bits(tokenizer, tmp_path, monkeypatch):
+    """The fault comes with one batch, as a damaged row would bring it, however often that is read."""
+    step, poison = pretraining.train_step, []
+
+    def patched(model, optimizer, inputs, labels, recipe):
+        loss = step(model, optimizer, inputs, labels, recipe)
+        return becomes_nan(model, loss) if poison and torch.equal(inputs, poison[0]) else loss
+
+    def remember(model, optimizer, inputs, labels, recipe):
+        seen.append(inputs)
+        return step(model, optimizer, inputs, labels, recipe)
+
+    seen: list = []
+    monkeypatch.setattr(pretraining, "train_step", remember)
+    go(tokenizer, tmp_path / "looked-at")
+    poison.append(seen[20])
+    monkeypatch.setattr(pretraining, "train_step", patched)
+    whole = go(tokenizer, tmp_path / "whole")
+    assert [event["back_to"] for event in whole.restores] == [16]
+    for stop in (16, 24, 32):
+        with pytest.raises(PowerCut):
+            go(tokenizer, tmp_path / f"cut-{stop}", on_evaluation=cut_at(stop))
+        go(tokenizer, tmp_path / f"cut-{stop}", resume=True)
+        assert as_undisturbed(tmp_path / f"cut-{stop}", tmp_path / "whole")
+
+
+# --- long runs -------------------------------------------------------------------------------------------------------
+
+
+def test_memory_stays_flat_over_ten_thousand_steps(tokenizer, tmp_path):
+    import psutil
+
+    tiny = replace(RECIPE, hidden_size=16, intermediate_size=16, sequence_length=16, batch_size=1)
+    sizes = []
+
+    def look(_):
+        sizes.append(psutil.Process().memory_info().rss)
+
+    pretrain(TEXTS, HELD_OUT, tiny, tokenizer=tokenizer, steps=10_000, evaluations=10, progress=False,
+             out=tmp_path / "run", on_evaluation=look)  # fmt: skip
+    assert sizes[-1] - sizes[1] < 2**20  # a megabyte; a kept loss a step, with its graph, would be 60 of them
+
+
+def test_a_complete_run_is_given_back_and_another_refused(tokenizer, undisturbed):
+    again = go(tokenizer, undisturbed, resume=True)
+    assert (again.stopped, [row["step"] for row in again.history]) == ("steps", [8, 16, 24, 32, 40])
+    assert all(torch.equal(weight, load_file(undisturbed / "model.safetensors")[name])
+               for name, weight in again.model.named_parameters())  # fmt: skip
+    with pytest.raises(ValueError, match="exists and is not an empty folder"):
+        go(tokenizer, undisturbed)
+    with pytest.raises(ValueError, match="exists and is not an empty folder"):
+        go(tokenizer, undisturbed, resume=True, steps=41)
+
+
+def test_resuming_what_never_began_begins(tokenizer, undisturbed, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        go(tokenizer, tmp_path / "run", resume=True)
+    assert as_undisturbed(tmp_path / "run", undisturbed)
+
+
+def test_a_store_never_deletes_what_it_did_not_write(tmp_path):
+    (tmp_path / "run.partial").write_text("a file of this name")
+    with pytest.raises(ValueError, match="is a file where the run's folder would be"):
+        Store(tmp_path / "run").check(resume=True)
+    assert (tmp_path / "run.partial").read_text() == "a file of this name"
