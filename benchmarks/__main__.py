@@ -3,9 +3,11 @@
     masking      mask_tokens against DataCollatorForLanguageModeling.torch_mask_tokens, 32 x 128
     batch        a batch of masked rows against the collator fed as Trainer feeds it, a list of 32 dictionaries
     head         a training step with logits at masked positions against one with logits everywhere
+    attention    attention forward and backward in bf16, written out on a CPU, against the fused kernel, at two lengths
 
-Prints a table and writes ``build/bench/building_blocks.json`` with machine, versions, load and date. Whole recipes are
-compared by ``benchmarks/pretraining``, which ``make bench`` runs after this.
+It also says which share of a training step building its batch takes. Prints a table and writes
+``build/bench/building_blocks.json`` with machine, versions, load and date. Whole recipes are compared by
+``benchmarks/pretraining``, which ``make bench`` runs after this.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from transformers import DataCollatorForLanguageModeling
 
 from sslcourse import corpus, masking
 from sslcourse import tokenizer as wordpiece
-from sslcourse.encoder import EncoderForMaskedLM
+from sslcourse.encoder import EncoderForMaskedLM, attend
 from sslcourse.pretraining import Recipe, Tape, make_optimizer, train_step
 
 ROUNDS = 15
@@ -78,13 +80,17 @@ def main() -> int:
         ),
         "batch": contest(lambda: next(batches), lambda: collator(features), repeats=20),
         "head": _head(recipe, *next(batches)),
+        "attention 128": _attention(ROWS, LENGTH),
+        "attention 512": _attention(ROWS // 4, 4 * LENGTH),
     }
-    print(f"{'':10s} {'ours ms':>9s} {'theirs ms':>10s}   ratio (quartiles)")
+    share = results["batch"]["ours_ms"] / (results["batch"]["ours_ms"] + results["head"]["ours_ms"])
+    print(f"{'':13s} {'ours ms':>9s} {'theirs ms':>10s}   ratio (quartiles)")
     for name, row in results.items():
         print(
-            f"{name:10s} {row['ours_ms']:9.3f} {row['theirs_ms']:10.3f}   {row['ratio']:.2f} "
+            f"{name:13s} {row['ours_ms']:9.3f} {row['theirs_ms']:10.3f}   {row['ratio']:.2f} "
             f"({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
         )
+    print(f"Building a batch takes {share:.2%} of a step.")
     record = {
         "date": datetime.date.today().isoformat(),
         "command": "python -m benchmarks",
@@ -94,6 +100,7 @@ def main() -> int:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "rounds": ROUNDS,
+        "batch_share_of_step": share,
         "results": results,
     }
     path = Path("build/bench/building_blocks.json")
@@ -118,6 +125,17 @@ def _head(recipe: Recipe, inputs: torch.Tensor, labels: torch.Tensor) -> dict[st
         lambda: train_step(sparse, optimizers[sparse], inputs, labels, recipe),
         lambda: train_step(dense, optimizers[dense], inputs, labels, recipe),
         repeats=2,
+    )
+
+
+def _attention(rows: int, length: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    parts = [torch.randn(rows, length, 2, 64, dtype=torch.bfloat16).transpose(1, 2).requires_grad_() for _ in range(3)]
+    gradient = torch.randn(rows, 2, length, 64, dtype=torch.bfloat16)
+    return contest(
+        lambda: attend(*parts).backward(gradient),
+        lambda: torch.nn.functional.scaled_dot_product_attention(*parts).backward(gradient),
+        repeats=4,
     )
 
 

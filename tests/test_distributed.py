@@ -285,6 +285,16 @@ def test_deaths_at_the_worst_moments_cost_nothing(undisturbed, tmp_path):
     assert not (tmp_path / "killed.partial").exists()
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_loss_that_is_no_number_is_undone_on_all_ranks(tmp_path, strategy):
+    """Batch 7 of 12, seen at step 8: all go back to the evaluation at step 6."""
+    train(tmp_path / "run", 2, "--strategy", strategy, "--poison", 8)
+    (event,) = json.loads((tmp_path / "run" / "run.json").read_text())["restores"]
+    assert (event["step"], event["back_to"]) == (8, 6)
+    assert [row["step"] for row in json.loads((tmp_path / "run" / "history.json").read_text())] == [3, 6, 9, 12]
+    assert all(torch.isfinite(weight).all() for weight in weights(tmp_path / "run").values())
+
+
 def test_a_finished_folder_is_not_taken_for_the_run_of_another_start(undisturbed):
     """Only ranks that were started again look whether the run is over; a new job is told that the name is taken."""
     with pytest.raises(RankFailed, match="exists and is not an empty folder"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import resource
@@ -103,7 +104,8 @@ def sweep(names: Sequence[str], seconds: float, text: str | None) -> dict[str, A
                 best = knobs
             tried.append({"move": move, "knobs": asdict(knobs), "loss": loss})
             print(f"{name:11s} {move} {loss:.3f}{' *' if best == knobs else ''}", flush=True)
-        table[name] = {"best": asdict(best), "trials": tried}
+        table[name] = {"best": asdict(best), "trials": tried, "seconds": seconds, "text": text,
+                       "date": datetime.date.today().isoformat()}  # fmt: skip
     return table
 
 
@@ -129,8 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
     busy = busy_cores()
     command = "python -m benchmarks.pretraining " + " ".join(sys.argv[1:] if arguments is None else arguments)
     if given.what == "sweep":
-        found: dict[str, Any] = {"busy_cores": busy, "seconds": given.seconds,
-                                 "peers": sweep(given.peers or peers.TUNED, given.seconds, given.text)}  # fmt: skip
+        swept = sweep(given.peers or peers.TUNED, given.seconds, given.text)
+        found: dict[str, Any] = {"busy_cores": busy, "peers": _stored_sweep() | swept}  # of one peer: the others stay
     else:
         trials = race(given.peers or list(peers.PEERS), _swept(), given.seconds, given.seeds, given.looks, given.text)
         found = {"busy_cores": busy, "seconds": given.seconds} | report.summary(trials) | {"trials": trials}
@@ -147,14 +149,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _stored_sweep() -> dict[str, Any]:
+    stored = MEASURED / "pretraining_sweep.json"
+    return json.loads(stored.read_text(encoding="utf-8"))["peers"] if stored.is_file() else {}
+
+
 def _swept() -> dict[str, Knobs]:
     """The best settings of the stored sweep; where there is none, where a sweep would begin."""
-    stored = MEASURED / "pretraining_sweep.json"
     found = dict.fromkeys(peers.TUNED, BEGIN)
-    if stored.is_file():
-        for name, one in json.loads(stored.read_text(encoding="utf-8"))["peers"].items():
-            found[name] = Knobs.of(**one["best"])
-    return found
+    return found | {name: Knobs.of(**one["best"]) for name, one in _stored_sweep().items()}
 
 
 if __name__ == "__main__":

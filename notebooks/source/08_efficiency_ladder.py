@@ -219,7 +219,7 @@ check("8.2", seconds_to)
 
 # %% [markdown]
 # Before any comparison: how far apart do two runs of *the same* recipe end, which differ by their seed alone? A gain
-# that is smaller is no gain.
+# that is smaller cannot be told from luck.
 
 # %%
 SECONDS, LOOKS = lesson.choose(quick=(0.4, 2), full=(12.0, 10))

@@ -6,6 +6,7 @@ import random
 import time
 from pathlib import Path
 
+import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from sslcourse import cluster, distributed, tape
@@ -39,6 +40,22 @@ def dies_in_half_a_file(path: Path, texts: list[str], tokenizer: object) -> None
     die()
 
 
+def breaks_at(number: int) -> None:
+    """The loss of a rank's so-many-th batch is nan, and so are its gradients."""
+    backward, seen = distributed.backward, [0]
+
+    def patched(wrapped: torch.nn.Module, *given: object, **named: object) -> torch.Tensor:
+        loss = backward(wrapped, *given, **named)
+        seen[0] += 1
+        if seen[0] != number:
+            return loss
+        for weight in wrapped.parameters():
+            weight.grad.fill_(float("nan"))
+        return loss * float("nan")
+
+    distributed.backward = patched
+
+
 RENAME = Path.rename
 PLANT = {  # a death at a moment that a random one seldom hits
     "tokens": lambda: setattr(tape, "write_tape", dies_in_half_a_file),
@@ -57,11 +74,14 @@ def main() -> None:
     parser.add_argument("--kill", type=int, nargs="*", default=[], help="where the last rank dies, one step a start")
     parser.add_argument("--stop", type=int, help="step at which all ranks end, as if their time were up")
     parser.add_argument("--hang", type=int, help="step at which the last rank hangs")
+    parser.add_argument("--poison", type=int, help="batch, counted from 0, the settling one, whose loss is nan")
     parser.add_argument("--timeout", type=float, default=60)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--plant", choices=PLANT, nargs="*", default=[], help="where a rank dies, one place a start")
     given = parser.parse_args()
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if given.poison:
+        breaks_at(given.poison)
     planted = given.plant[attempt : attempt + 1]
     for place in planted:
         PLANT[place]()
