@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sslcourse.encoder import scored_slots
 from sslcourse.masking import IGNORE
 
 if TYPE_CHECKING:
@@ -224,13 +225,12 @@ class Objective(nn.Module):
     ) -> tuple[Float[Tensor, ""], Tensor]:
         if not len(input_ids):  # a rank without a row computes one in which nothing is masked: zeros
             input_ids, labels = input_ids.new_zeros(1, 1), labels.new_full((1, 1), IGNORE)
-        where = (labels != IGNORE).flatten().nonzero().squeeze(1)
-        targets = labels.flatten()[where]
+        where, targets = scored_slots(labels)
         hidden = self.model.model(input_ids).last_hidden_state.flatten(0, 1)[where]
         logits = self.model.decoder(self.model.head(hidden))
         # as `masked_logits`, but fp64 stays what it is: equality to 1e-10 is asked of it
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss_sum = nn.functional.cross_entropy(logits, targets, reduction="sum")
+        loss_sum = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
         right = torch.zeros(()) if self.training else (logits.argmax(-1) == targets).sum()
         return loss_sum, right
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sslcourse.encoder import WRITTEN_OUT, EncoderConfig, EncoderForMaskedLM
+from sslcourse.encoder import WRITTEN_OUT, EncoderConfig, EncoderForMaskedLM, filled_up
 from sslcourse.masking import IGNORE
 from sslcourse.pretraining import Diverged, Recipe, has_bf16, make_optimizer
 
@@ -685,7 +685,7 @@ def activation_terms(
     """
     hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
     layers, heads = config.num_hidden_layers, config.num_attention_heads
-    tokens, scored = batch * seq, batch * seq if masked is None else masked
+    tokens, scored = batch * seq, batch * seq if masked is None else filled_up(masked)
     stream = 2 if precision.startswith("pure_") else 4  # the residual stream, and what norms read
     work = 4 if precision in ("fp32", "tf32") else 2  # what matrix products read and write
     statistic = stream  # mean and 1/deviation of a row come in the weights' type
@@ -710,7 +710,7 @@ def activation_terms(
         "final norm": tokens * norm,
         "head": scored * (work * 4 * hidden + 2 * statistic),  # x, dense's output, gelu's output, norm's output
         "scores": scored * (4 * vocab + 8) + 4,  # log-probabilities in fp32, the targets, their number
-        "gather": 0 if masked is None else 8 * masked,
+        "gather": 0 if masked is None else 8 * scored,
         "weight copies": copies * (layers * matrices + hidden**2 + vocab * hidden),
     }
     if checkpointed:
@@ -839,7 +839,7 @@ def flops(
     layer forward. Norms, activations and the optimizer are left out: they cost time, and hardly any arithmetic.
 
     Args:
-        masked: positions that the head sees; None for all.
+        masked: positions that the head sees; None for all. What is executed is ``encoder.filled_up`` of them.
         training: forward and backward; False for the forward pass alone.
         recompute: count also that FlashAttention's backward computes the scores again: executed, not useful, work.
     """

@@ -481,3 +481,20 @@ def test_a_store_never_deletes_what_it_did_not_write(tmp_path):
     with pytest.raises(ValueError, match="is a file where the run's folder would be"):
         Store(tmp_path / "run").check(resume=True)
     assert (tmp_path / "run.partial").read_text() == "a file of this name"
+
+
+def test_memory_stays_flat_with_logits_as_large_as_in_earnest():
+    """Each step masks another number of tokens; were its shapes others each time, memory could not be used again."""
+    import psutil
+
+    recipe = replace(pretraining.Recipe(), batch_size=8)
+    torch.manual_seed(0)
+    model = pretraining.EncoderForMaskedLM(recipe.config())
+    optimizer, sizes = pretraining.make_optimizer(model, recipe), []
+    for step in range(161):
+        inputs = torch.randint(5, recipe.vocab_size, (recipe.batch_size, recipe.sequence_length))
+        labels = torch.where(torch.rand(inputs.shape) < recipe.mask_rate, inputs, pretraining.IGNORE)
+        pretraining.train_step(model, optimizer, inputs, labels, recipe)
+        if step in (60, 160):
+            sizes.append(psutil.Process().memory_info().rss)
+    assert sizes[1] - sizes[0] < 40 * 2**20, [size // 2**20 for size in sizes]
