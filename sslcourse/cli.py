@@ -1,4 +1,4 @@
-"""The command line: ``python -m sslcourse doctor | lab | run | notebooks | build | gate | pretrain``.
+"""The command line: ``python -m sslcourse doctor | lab | progress | reset | update | run | ...``.
 
 Every command imports what it needs when it is called, so that ``pretrain`` and ``doctor`` work where there is no
 Jupyter. What this module does not do: any work. Each command is one function elsewhere.
@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "doctor": "what this machine can do, and what that means for each lesson",
     "lab": "your own copies of the lessons, and JupyterLab on the first",
+    "progress": "which exercises have passed, from the record that the checks keep in your folder",
+    "reset": "a fresh copy of a lesson; what you had stays beside it",
+    "update": "the lesson as it is now with your answers in it; the difference is shown first",
     "run": "run lessons without a browser; notebooks and HTML under build/, a table of what came of them",
     "notebooks": "run lessons in the full profile and store outputs and ledgers in the repository",
     "build": "make the learner's, student's or teacher's notebooks from the sources, without running them",
@@ -56,6 +59,13 @@ def _add_arguments(name: str, one: argparse.ArgumentParser) -> None:
         from sslcourse import pretrain_cli
 
         pretrain_cli.add_arguments(one)
+    elif name in ("progress", "reset", "update"):
+        if name != "progress":
+            one.add_argument("lessons", nargs="+", metavar="NN", help="01, 1 or 01_loss_derivation")
+        if name == "update":
+            one.add_argument("--yes", action="store_true", help="write without asking")
+        one.add_argument("--work", type=Path, default=ROOT / "work", metavar="DIR",
+                         help="folder of your copies (default: work)")
     elif name == "run":
         _lessons(one)
         one.add_argument("--profile", choices=("quick", "full", "gpu"), default="full", help="default: full")
@@ -117,6 +127,24 @@ def _lab(arguments: argparse.Namespace) -> int:
     from sslcourse.teaching import lab
 
     return lab.main(arguments)
+
+
+def _progress(arguments: argparse.Namespace) -> int:
+    from sslcourse.teaching import progress
+
+    return progress.main_progress(ROOT, arguments.work)
+
+
+def _reset(arguments: argparse.Namespace) -> int:
+    from sslcourse.teaching import progress
+
+    return progress.main_reset(ROOT, arguments.work, select(ROOT, arguments.lessons))
+
+
+def _update(arguments: argparse.Namespace) -> int:
+    from sslcourse.teaching import progress
+
+    return progress.main_update(ROOT, arguments.work, select(ROOT, arguments.lessons), arguments.yes)
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:

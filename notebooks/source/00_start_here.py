@@ -425,6 +425,13 @@ print(f"{waste:.1%} of the positions would be padding")
 print(f"this run: profile {lesson.profile}")
 
 # %% [markdown]
+# ## Check yourself
+#
+# Choose before you unfold. Every answer says what speaks for it or against it.
+#
+# {{quiz}}
+
+# %% [markdown]
 # ## What we measured
 
 # %%

@@ -1107,6 +1107,13 @@ plots.show(figure, alt="Four points, logarithmic scale: masking alone takes ours
                        "the whole batch the gap is more than ten times as large.")
 
 # %% [markdown]
+# ## Check yourself
+#
+# Choose before you unfold. Every answer says what speaks for it or against it.
+#
+# {{quiz}}
+
+# %% [markdown]
 # **What to see:** masking alone is {{masking-speed-alone}} × as fast: random numbers for the second decision are
 # drawn at scored positions only, not everywhere three times over. The whole batch is {{masking-speed-batch}} × as
 # fast, and hardly any of that is masking: the collator spends its time turning Python lists into tensors. **Keep your

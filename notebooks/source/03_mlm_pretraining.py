@@ -711,6 +711,13 @@ assert len(events) == 1, events
 print("TensorBoard log written:", len(events), "file")
 
 # %% [markdown]
+# ## Check yourself
+#
+# Choose before you unfold. Every answer says what speaks for it or against it.
+#
+# {{quiz}}
+
+# %% [markdown]
 # ## What we measured
 
 # %%

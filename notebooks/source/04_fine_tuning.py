@@ -1141,6 +1141,13 @@ if full:
 # knows.
 
 # %% [markdown]
+# ## Check yourself
+#
+# Choose before you unfold. Every answer says what speaks for it or against it.
+#
+# {{quiz}}
+
+# %% [markdown]
 # ## What we measured
 
 # %%

@@ -1343,6 +1343,13 @@ else:
     print("No figures of a GPU are stored yet: nobody has run this lesson on one. The command above writes them.")
 
 # %% [markdown]
+# ## Check yourself
+#
+# Choose before you unfold. Every answer says what speaks for it or against it.
+#
+# {{quiz}}
+
+# %% [markdown]
 # ## What we measured
 
 # %%

@@ -954,6 +954,13 @@ lesson.record("fsdp-costs", bought["1 B", "FSDP, bf16"] / bought["1 B", "DDP, bf
 # well used, would do**: that is lesson 08.
 
 # %% [markdown]
+# ## Check yourself
+#
+# Choose before you unfold. Every answer says what speaks for it or against it.
+#
+# {{quiz}}
+
+# %% [markdown]
 # ## What we measured
 
 # %%

@@ -966,6 +966,13 @@ else:
     print("No figures of a GPU are stored yet: nobody has run the benchmark on one. The command above writes them.")
 
 # %% [markdown]
+# ## Check yourself
+#
+# Choose before you unfold. Every answer says what speaks for it or against it.
+#
+# {{quiz}}
+
+# %% [markdown]
 # ## What we measured
 
 # %%

@@ -1227,6 +1227,13 @@ if full:
 # *which* change pays was worth about as much as searching for the strength of six.
 
 # %% [markdown]
+# ## Check yourself
+#
+# Choose before you unfold. Every answer says what speaks for it or against it.
+#
+# {{quiz}}
+
+# %% [markdown]
 # ## What we measured
 
 # %%

@@ -1104,6 +1104,13 @@ if full:
 # - One task, one encoder, one machine, short recoveries. Longer training may move the points, and not by the same.
 
 # %% [markdown]
+# ## Check yourself
+#
+# Choose before you unfold. Every answer says what speaks for it or against it.
+#
+# {{quiz}}
+
+# %% [markdown]
 # ## What we measured
 
 # %%

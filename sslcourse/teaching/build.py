@@ -24,11 +24,12 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from sslcourse.teaching import claims
+from sslcourse.teaching import claims, quiz
 from sslcourse.teaching.claims import SOLUTION, canonical, to_stub
 
 KINDS = ("learner", "student", "teacher")
 VERDICTS = {"learner": "not attempted yet", "student": "not attempted yet", "teacher": "passed"}  # of every check
+QUIZ = "{{quiz}}"  # stands in a source where the self-test comes
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3", "file_extension": ".py"}  # no version: machines differ
 
@@ -51,6 +52,7 @@ def build(root: Path, lesson: str, kind: str = "learner") -> NotebookNode:
     Raises:
         ValueError: for an unknown kind.
         ClaimError: if the prose prints a claim that nobody makes.
+        QuizError: if its self-test is missing or badly written.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}: choose one of {', '.join(KINDS)}")
@@ -63,6 +65,8 @@ def build(root: Path, lesson: str, kind: str = "learner") -> NotebookNode:
             solution = to_solution(text)
             text = solution if kind == "teacher" else to_stub(text)
         if cell.cell_type == "markdown":
+            if QUIZ in text:
+                text = text.replace(QUIZ, quiz.markdown(quiz.load(root, lesson)))
             text = claims.fill(text, root)
             if "hints" in tags and kind == "learner" and solution:
                 text, solution = f"{text}\n\n{_folded(solution)}", None
@@ -168,7 +172,7 @@ def _drift(root: Path, lesson: str) -> list[str]:
         return [f"{name}: missing: {remedy}"]
     try:
         expected = build(root, lesson)
-    except claims.ClaimError as error:
+    except (claims.ClaimError, quiz.QuizError) as error:
         return [f"{lesson}: {error}"]
     found = nbformat.read(path, as_version=nbformat.NO_CONVERT)
     differences = list(_differences(found, expected))
@@ -301,6 +305,7 @@ def anatomy(root: Path, lesson: str) -> list[str]:
             not code or not code[-1].source.rstrip().endswith("lesson.claims()"),
         'it has no section "What we measured"': not re.search(r"^## .*What we measured", prose, re.MULTILINE),
         'it has no section "Where it comes from"': not re.search(r"^## .*Where it comes from", prose, re.MULTILINE),
+        f"it has no self-test: write {QUIZ} under a heading of its own": QUIZ not in prose,
         "its sources have no link": not re.search(r"\]\(https?://", prose.partition("Where it comes from")[2]),
         "it has no misconception box": "misconception" not in prose.lower(),
         f"it has {len(exercises)} exercises, 3 to 5 are needed": not 3 <= len(exercises) <= 5,

@@ -49,6 +49,8 @@ NOT_MEASURED = (
     "sslcourse.teaching.claims",
     "sslcourse.teaching.lab",
     "sslcourse.teaching.offline",
+    "sslcourse.teaching.progress",
+    "sslcourse.teaching.quiz",
     "sslcourse.teaching.run",
 )
 

@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sslcourse.teaching import progress
+
 PACKAGE = str(Path(__file__).resolve().parents[2])  # .../sslcourse
 TODO = ...  # what a stub returns: `return ...  # your code here`
 
@@ -155,6 +157,8 @@ def check(exercise: str, answer: Callable[..., Any]) -> Result:
         CheckFailed: with ``SSLCOURSE_CHECKS=strict``, unless the answer passes; CI runs the filled-in lessons so.
     """
     result = grade(exercise, answer)
+    if result.status != "not attempted":
+        progress.record(exercise, result.status == "passed")
     if os.environ.get("SSLCOURSE_CHECKS") == "strict" and result.status != "passed":
         raise CheckFailed(str(result))
     return result
