@@ -27,6 +27,7 @@ from sslcourse.teaching import lab
 RECORD = ".progress.json"
 HEADER = re.compile(r"^# ### Exercise (\d+\.\d+) — (.+?) ·", re.MULTILINE)
 TITLE = re.compile(r"^# # \d\d · (.+)$", re.MULTILINE)
+OF_A_LESSON = re.compile(r"[0-9a-f]{12}(-\d+)?")  # the id that `build` gives a cell; Jupyter gives others
 CHECK = re.compile(r'check\("(\d+\.\d+)"')
 
 
@@ -63,7 +64,7 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {name: {"tries": int(one["tries"]), "passed": one["passed"]} for name, one in found.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder.name}/{RECORD} is damaged ({error}); delete it, and run your checks again") from error
+        raise ValueError(f"{folder.name}/{RECORD} is damaged ({error}); delete it and check again") from error
 
 
 def exercises(root: Path) -> dict[str, tuple[str, dict[str, str]]]:
@@ -145,10 +146,8 @@ def merge(own: dict[str, Any], new: dict[str, Any]) -> Merged:
                           "source": f"*Your earlier answer. The exercise has changed, so look before you paste:*\n\n"
                                     f"```python\n{answer}\n```"})  # fmt: skip
             merged.changed.append(number)
-    known = {_text(cell) for cell in new["cells"]} | set(answers.values())
-    ids = {cell.get("id") for cell in new["cells"]}
     merged.own_cells = sum(
-        1 for cell in own["cells"] if _text(cell).strip() and _text(cell) not in known and cell.get("id") not in ids
+        bool(_text(cell).strip()) and not OF_A_LESSON.fullmatch(cell.get("id", "")) for cell in own["cells"]
     )
     merged.notebook["cells"] = cells
     return merged
@@ -218,7 +217,7 @@ def write_update(notebooks: Path, work: Path, lesson: str, merged: Merged) -> li
     if merged.changed:
         said.append(f"changed exercises: {', '.join(merged.changed)}; your answers stand below them as text")
     if merged.own_cells:
-        said.append(f"{merged.own_cells} cells that you added or changed stay in the old copy")
+        said.append(f"{merged.own_cells} cells that you added stay in the old copy")
     return said
 
 
