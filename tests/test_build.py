@@ -144,7 +144,8 @@ def test_definitions_mathematics_and_code_are_left_alone(tiny, prose):
 
 def test_what_the_tiny_lesson_lacks_is_listed(tiny):
     found = "\n".join(build.anatomy(tiny.root, tiny.lesson))
-    for part in ("it has 1 exercises, 3 to 5", "self-test", "What we measured", "Where it comes from", "misconception", "no link",
+    for part in ("it has 1 exercises, 3 to 5", "self-test", "What we measured", "Where it comes from", "misconception",
+                 "no link",
                  "exercise 1.1: the cell after the check must be tagged hints and hold at least two"):  # fmt: skip
         assert part in found
     assert len(found.splitlines()) == 7
