@@ -1,0 +1,72 @@
+"""What the pages for learners and teachers quote is still there: messages, mutants, lessons, translated sentences."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+CODE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "sslcourse").rglob("*.py")))
+LESSONS = {path.stem[:2]: path for path in sorted((ROOT / "notebooks" / "source").glob("*.py"))}
+
+
+def flat(text):
+    return re.sub(r"\s+", " ", text)
+
+
+def test_every_message_that_the_stuck_page_quotes_is_in_the_code():
+    page = (DOCS / "stuck.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^- `([^`]+)`:", page, re.MULTILINE)
+    assert len(quoted) > 60
+    joined = re.sub(r'"\s*\n\s*f?"', "", CODE)  # a message may stand on two lines
+    assert [message for message in quoted if message not in joined] == []
+
+
+@pytest.mark.parametrize("number", LESSONS)
+def test_every_lesson_has_a_page_for_teachers_whose_mutants_exist(number):
+    page = (DOCS / "teaching" / f"{number}.md").read_text(encoding="utf-8")
+    for heading in ("Timing", "Misconceptions", "Board sketches", "Questions for discussion", "Exercises"):
+        assert re.search(rf"^## {heading}", page, re.MULTILINE), heading
+    mutants = (ROOT / "tests" / "mutants" / f"{LESSONS[number].stem[3:]}.py").read_text(encoding="utf-8")
+    rows = [row.split("|")[3] for row in page.splitlines() if re.match(r"^\|[^|]+\|[^|]+\|[^|]*\d+\.\d [^|]*\|", row)]
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert len(named) >= 5
+    assert [name for name in named if name not in mutants] == []
+
+
+@pytest.mark.parametrize("number", LESSONS)
+def test_every_lesson_has_a_cheat_sheet_whose_code_is_spelled_as_the_package_is(number):
+    page = (DOCS / "cheatsheets" / f"{number}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert blocks
+    for module, names in re.findall(r"^from (sslcourse[\w.]*) import (.+)$", "\n".join(blocks), re.MULTILINE):
+        loaded = importlib.import_module(module)
+        for name in names.partition("#")[0].strip().strip("()").split(","):
+            name = name.split(" as ")[0].strip()
+            if not hasattr(loaded, name):
+                importlib.import_module(f"{module}.{name}")
+    for block in blocks:
+        compile(block, "cheat sheet", "exec")
+
+
+def test_every_term_of_the_glossary_names_a_lesson():
+    page = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    lessons = re.findall(r"\(lesson (\d\d)\)", page)
+    assert len(lessons) > 100
+    assert set(lessons) <= set(LESSONS)
+
+
+def test_no_sentence_of_the_translation_is_stale():
+    """A sentence of lesson 00 that was changed must be translated anew: this names it."""
+    source = LESSONS["00"].read_text(encoding="utf-8")
+    prose = flat(re.sub(r"(?m)^#( |$)", "", source))
+    readme = flat(re.sub(r"<!--.*?-->", "", (ROOT / "README.md").read_text(encoding="utf-8")))
+    pairs = json.loads((DOCS / "locale" / "zh.json").read_text(encoding="utf-8"))
+    number = re.compile(r"\d+\.\d+")  # a measured one changes with each run
+    known = number.sub("#", prose), number.sub("#", readme)
+    stale = [pair["en"] for pair in pairs if not any(number.sub("#", flat(pair["en"])) in text for text in known)]
+    assert stale == []
+    assert all(pair["zh"].strip() for pair in pairs)
