@@ -311,8 +311,8 @@ def filled_up(count: int) -> int:
 def scored_slots(labels: Int[Tensor, "*batch seq"]) -> tuple[Int[Tensor, " slots"], Int[Tensor, " slots"]]:
     """Places and targets of the scored positions, in reading order, filled up with places that count for nothing.
 
-    Each step masks another number of tokens. With shapes that never repeat, the allocator cannot use its memory again
-    and oneDNN compiles its kernels anew: in 400 steps of this course's recipe a process grew by 600 MB (torch 2.13).
+    Each step masks another number of tokens. With shapes that never repeat, the allocator cannot use its memory again,
+    oneDNN compiles its kernels anew, and a process grows with every step (``tests/test_faults.py`` watches that).
     """
     flat = labels.flatten()
     where = (flat != IGNORE).nonzero().squeeze(1)

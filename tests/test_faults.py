@@ -138,9 +138,9 @@ def test_a_death_at_any_call_that_touches_the_disk_leaves_no_trace(tokenizer, un
 @needs_fork
 def test_kills_at_random_moments_leave_no_trace(tokenizer, undisturbed, tmp_path):
     draw, kills = random.Random(0), 0
-    for number in range(6):
+    for number in range(20):
         out = tmp_path / f"run-{number}"
-        while not out.exists():
+        for _ in range(100):
             child = os.fork()
             if not child:
                 code = 1
@@ -149,10 +149,13 @@ def test_kills_at_random_moments_leave_no_trace(tokenizer, undisturbed, tmp_path
                     code = 0
                 finally:
                     os._exit(code)
-            time.sleep(draw.uniform(0.01, 0.25))
+            time.sleep(draw.uniform(0.01, 0.2))
             os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            kills += 1
+            ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert ended in (0, -signal.SIGKILL)
+            kills += ended == -signal.SIGKILL
+            if out.exists():
+                break
         go(tokenizer, out, resume=True)  # it may have been killed after the folder got its name: then it tidies up
         assert as_undisturbed(out, undisturbed)
     assert kills > 8
@@ -176,7 +179,7 @@ def at_batch(monkeypatch, number, act):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_asked_to_stop_saves_where_it_is(tokenizer, undisturbed, tmp_path, monkeypatch, number):
     def ask(model, loss):
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         return loss
 
     before = signal.getsignal(number)
@@ -192,8 +195,8 @@ def test_a_run_that_is_asked_to_stop_saves_where_it_is(tokenizer, undisturbed, t
 
 def test_asked_twice_a_run_stops_at_once(tokenizer, tmp_path, monkeypatch):
     def ask(model, loss):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return loss
 
     at_batch(monkeypatch, 13, ask)

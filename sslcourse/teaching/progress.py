@@ -127,15 +127,16 @@ def merge(own: dict[str, Any], new: dict[str, Any]) -> Merged:
     An answer is taken as it is if the exercise still asks for a function of the same name and arguments. If not, it is
     laid below the new stub as text, since it may break what follows.
     """
-    answers, merged = dict(_answers(own)), Merged(json.loads(json.dumps(new)))
+    answers = {number: _text(cell) for number, cell in _exercises(own)}
+    merged = Merged(json.loads(json.dumps(new)))
+    numbers = {id(cell): number for number, cell in _exercises(merged.notebook)}
     cells: list[dict[str, Any]] = []
-    stubs = dict(_answers_cells(merged.notebook))
     for cell in merged.notebook["cells"]:
         cells.append(cell)
-        number = next((number for number, stub in stubs.items() if stub is cell), None)
-        if number is None or number not in answers or answers[number] == _text(cell):
+        number = numbers.get(id(cell), "")
+        answer = answers.get(number, _text(cell))
+        if answer == _text(cell):
             continue
-        answer = answers[number]
         if "your code here" in answer and _shape(answer) == _shape(_text(cell)):
             continue  # never begun
         if _shape(answer) is not None and _shape(answer) == _shape(_text(cell)):
@@ -153,17 +154,13 @@ def merge(own: dict[str, Any], new: dict[str, Any]) -> Merged:
     return merged
 
 
-def _answers_cells(notebook: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _exercises(notebook: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     cells = notebook["cells"]
     for place, cell in enumerate(cells):
         if "exercise" in cell.get("metadata", {}).get("tags", []):
             checks = (CHECK.search(_text(after)) for after in cells[place + 1 :] if after["cell_type"] == "code")
             if match := next((match for match in checks if match), None):
                 yield match[1], cell
-
-
-def _answers(notebook: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    return ((number, _text(cell)) for number, cell in _answers_cells(notebook))
 
 
 def _text(cell: dict[str, Any]) -> str:
