@@ -222,7 +222,7 @@ class Store:
     """
 
     OURS = re.compile(
-        r"checkpoint(\.new|\.old)?|whole|lock|job\.json|tokens-[0-9a-f]{16}(-[0-9a-f]{16})?\.u?int\d+(\.new)?"
+        r"checkpoint(\.new|\.old)?|whole|lock|tokens-[0-9a-f]{16}(-[0-9a-f]{16})?\.u?int\d+(\.new)?"
     )
     WORTH_KEEPING = re.compile(r"lock|tokens-[0-9a-f]{16}-[0-9a-f]{16}\.u?int\d+")  # whole tokens, by their name
 
@@ -249,7 +249,7 @@ class Store:
         try:
             yield
         except BaseException:
-            if not self.checkpoint.exists():
+            if not self.checkpoint.exists() and not (self.partial / "checkpoint.old").exists():
                 self._release()
                 self.discard()
                 with suppress(OSError):  # the first error is the one to see
