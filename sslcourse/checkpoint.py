@@ -11,13 +11,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,7 +28,13 @@ from torch import Tensor, nn
 WINDOW = 8  # steps whose losses are judged together
 SPIKE = 1.0  # nats above the lowest window so far, or four times the steps' own noise if that is more
 CHANCES = 3  # times that a run may go back to the same state
+KIND = "one process"  # what wrote a checkpoint; `cluster` writes another
+LITTER = (".DS_Store", "Thumbs.db", ".ipynb_checkpoints")  # what a look into a folder may leave there
 DONE = "run.json"  # in a finished folder: which run this was
+
+
+class InUse(ValueError):
+    """Another process is at work in the folder."""
 
 
 @dataclass
@@ -46,7 +53,7 @@ class State:
     loss_sum: float = 0.0  # of the steps since the last evaluation
     loss_count: int = 0
     recent: list[float] = field(default_factory=list)  # losses that no window has judged yet
-    lowest: float = math.inf  # mean loss of a window
+    lowest: float = math.inf  # median loss of a window; at first, what knowing nothing costs
     noise: float = 0.0  # of a step's loss about its window's mean
     best: dict[str, Tensor] = field(default_factory=dict)
     pending: list[Tensor] = field(default_factory=list)  # losses that may still be on their way from the device
@@ -80,10 +87,10 @@ class State:
     def trouble(self) -> str:
         """What is wrong with the training loss, or an empty string; judged every few steps and at an evaluation.
 
-        A loss that is no number stays so. A spike is a window of eight steps whose mean lies a nat above the lowest
-        mean so far, or four times the noise of single steps if that is more: eleven standard deviations of a mean of
-        eight, which a healthy run does not see. (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, section 5.1, went back
-        and skipped batches as well, by hand.)
+        A loss that is no number stays so. A spike is a window of eight steps whose median lies a nat above the lowest
+        median so far, or four times the noise of single steps if that is more. The median, because one strange row
+        in a small batch is no spike. (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, section 5.1, went back and
+        skipped batches as well, by hand.)
         """
         if self.step % WINDOW and not self.evaluation_due():
             return ""
@@ -93,24 +100,24 @@ class State:
         while len(self.recent) >= WINDOW:
             window = torch.tensor(self.recent[:WINDOW], dtype=torch.float64)
             self.recent = self.recent[WINDOW:]
-            mean, noise = window.mean().item(), window.std().item()
-            if mean > self.lowest + max(SPIKE, 4 * self.noise):
-                return f"the training loss rose from {self.lowest:.2f} to {mean:.2f} nats"
+            median, noise = window.quantile(0.5).item(), window.std().item()
+            if median > self.lowest + max(SPIKE, 4 * self.noise):
+                return f"the training loss rose from {self.lowest:.2f} to {median:.2f} nats"
             self.noise = 0.9 * self.noise + 0.1 * noise if self.noise else noise
-            self.lowest = min(self.lowest, mean)
+            self.lowest = min(self.lowest, median)
         return ""
 
     def jumped(self, loss: float, held_out: float) -> str:
         """What is wrong with the state that an evaluation saw, or an empty string.
 
         Args:
-            loss: of the last batch by the weights as they are now. The steps' own losses are those of weights before an
-                update, so the last update may have ruined what would be kept as a good state. (The held-out loss cannot
-                tell: it also rises when a small text is learnt by heart.)
+            loss: of the last batches by the weights as they are now. The steps' own losses are those of weights before
+                an update, so the last update may have ruined what would be kept as a good state. (The held-out loss
+                cannot tell: it also rises when a small text is learnt by heart.)
         """
         if not math.isfinite(loss) or not math.isfinite(held_out):
             return "the loss at an evaluation is no finite number"
-        if loss > self.lowest + max(SPIKE, 6 * self.noise):  # of one batch, so there is more noise
+        if loss > self.lowest + max(SPIKE, 6 * self.noise):  # of few batches, so there is more noise
             return f"the training loss rose from {self.lowest:.2f} to {loss:.2f} nats"
         return ""
 
@@ -155,20 +162,20 @@ class Snapshot:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
         state.settle()
         self.weights = [weight.detach().clone() for weight in model.parameters()]
-        self.moments = {
-            weight: {name: value.clone() for name, value in moments.items()}
-            for weight, moments in optimizer.state.items()
-        }
+        self.moments = [
+            {name: value.clone() for name, value in optimizer.state.get(weight, {}).items()}
+            for weight in model.parameters()
+        ]
         self.plain = {name: getattr(state, name) for name in self.ROLLED_BACK}
 
     @torch.no_grad()
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, why: str) -> dict[str, Any]:
         """Go back; the batches since then will be skipped, since they would lead to the same place. What happened."""
-        for weight, kept in zip(model.parameters(), self.weights, strict=True):
-            weight.copy_(kept)
         optimizer.state.clear()
-        for weight, moments in self.moments.items():
-            optimizer.state[weight] = {name: value.clone() for name, value in moments.items()}
+        for weight, kept, moments in zip(model.parameters(), self.weights, self.moments, strict=True):
+            weight.copy_(kept)
+            if moments:
+                optimizer.state[weight] = {name: value.clone() for name, value in moments.items()}
         back = self.plain["step"]
         event = {"step": state.step, "back_to": back, "seconds": round(state.seconds, 3), "why": why}
         state.skipped += state.step - back
@@ -177,6 +184,30 @@ class Snapshot:
             setattr(state, name, value)
         state.pending = []
         return event
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors under one name each."""
+        found = {str(place): weight for place, weight in enumerate(self.weights)}
+        for place, moments in enumerate(self.moments):
+            found |= {f"{place}.{name}": value for name, value in moments.items()}
+        return {name: value.cpu().contiguous() for name, value in found.items()}
+
+    def fill(self, tensors: Mapping[str, Tensor], plain: dict[str, Any]) -> None:
+        """Become the snapshot whose ``tensors`` and ``plain`` these are.
+
+        Raises:
+            ValueError: if they are of another model.
+        """
+        device = self.weights[0].device
+        weights = [tensors[str(place)].to(device, copy=True) for place in range(len(self.weights))]
+        if [one.shape for one in weights] != [one.shape for one in self.weights] or plain.keys() != self.plain.keys():
+            raise ValueError("good.safetensors holds the weights of another model")
+        self.weights, self.plain = weights, plain
+        self.moments = [{} for _ in weights]
+        for key, value in tensors.items():
+            place, _, name = key.partition(".")
+            if name:
+                self.moments[int(place)][name] = value.to(device, copy=True)
 
     def used_up(self, state: State) -> bool:
         """Whether the run has come back here as often as it may."""
@@ -190,16 +221,61 @@ class Store:
     another name, brought onto the disk, and renamed.
     """
 
-    OURS = ("checkpoint", "checkpoint.new", "checkpoint.old", "whole", "tokens-")  # names, or how names begin
+    OURS = re.compile(
+        r"checkpoint(\.new|\.old)?|whole|lock|tokens-[0-9a-f]{16}(-[0-9a-f]{16})?\.u?int\d+(\.new)?"
+    )
+    WORTH_KEEPING = re.compile(r"lock|tokens-[0-9a-f]{16}-[0-9a-f]{16}\.u?int\d+")  # whole tokens, by their name
 
     def __init__(self, out: str | Path) -> None:
         self.out = Path(os.path.realpath(out))  # "." has no name to lengthen, and a link cannot be replaced
         self.partial = self.out.with_name(self.out.name + ".partial")
         self.checkpoint = self.partial / "checkpoint"
+        self._lock: IO[bytes] | None = None
+
+    @contextmanager
+    def held(self, resume: bool) -> Iterator[None]:
+        """``check``, then keep other processes out; what ends before the first checkpoint leaves nothing behind.
+
+        Raises:
+            InUse: if another process works in the folder.
+        """
+        if (self.partial / "lock").exists():
+            self._take()  # before anything of a run at work is looked at, let alone tidied up
+            self._release()
+        self.check(resume)
+        made = [folder for folder in self.partial.parents if not folder.exists()]
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._take()
+        try:
+            yield
+        except BaseException:
+            if not self.checkpoint.exists() and not (self.partial / "checkpoint.old").exists():
+                self._release()
+                self.discard()
+                with suppress(OSError):  # the first error is the one to see
+                    for folder in made:
+                        folder.rmdir()
+            raise
+        finally:
+            self._release()
+
+    def _take(self) -> None:
+        self._lock = _locked(self.partial / "lock")
+        if self._lock is None:
+            raise InUse(f"another process is writing {str(self.out)!r}; wait for it, or choose another out")
+
+    def _release(self) -> None:
+        """Let others in. The file goes with its folder, or at once if there is nothing else in it."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+            with suppress(OSError):
+                (self.partial / "lock").unlink()
+                self.partial.rmdir()
 
     def check(self, resume: bool) -> None:
         """Refuse, before anything is written, a folder that could not be kept apart from what is there."""
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        if self.out.exists() and (not self.out.is_dir() or _entries(self.out)):
             if resume and (self.out / DONE).is_file():
                 return  # this very run may be complete: `over` looks
             raise ValueError(f"out={str(self.out)!r} exists and is not an empty folder; choose another name")
@@ -207,7 +283,10 @@ class Store:
             raise ValueError(f"out={str(self.out)!r} is a mount point, which cannot be replaced; choose a folder in it")
         if not self.partial.exists():
             return
-        strange = [path.name for path in self._entries() if not path.name.startswith(self.OURS)]
+        if not self.partial.is_dir():
+            raise ValueError(f"{str(self.partial)!r} is a file where the run's folder would be; move it away, or "
+                             "choose another out")  # fmt: skip
+        strange = [path.name for path in _entries(self.partial) if not self.OURS.fullmatch(path.name)]
         if strange:
             raise ValueError(f"{str(self.partial)!r} holds {strange[0]!r}, which no run has written; move it away, or "
                              "choose another out")  # fmt: skip
@@ -215,15 +294,9 @@ class Store:
         if old.is_dir() and not self.checkpoint.exists():  # cut off between the two renames of `save`
             old.rename(self.checkpoint)
         if not self.checkpoint.exists():
-            self.discard()  # cut off before the first checkpoint: nothing to go on from, nothing worth keeping
+            self.discard(keep=self.WORTH_KEEPING)  # cut off before the first one
         elif not resume:
             raise ValueError(f"{str(self.partial)!r} is left from an interrupted run; resume it, or delete it first")
-
-    def _entries(self) -> list[Path]:
-        if not self.partial.is_dir():
-            raise ValueError(f"{str(self.partial)!r} is a file where the run's folder would be; move it away, or "
-                             "choose another out")  # fmt: skip
-        return sorted(self.partial.iterdir())
 
     def holds_checkpoint(self) -> bool:
         """Whether there is something to resume."""
@@ -242,20 +315,27 @@ class Store:
             raise ValueError(f"out={str(self.out)!r} exists and is not an empty folder; choose another name")
         return True
 
-    def save(self, identity: dict[str, Any], state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self, identity: dict[str, Any], state: State, model: nn.Module, optimizer: torch.optim.Optimizer,
+        good: Snapshot | None = None,
+    ) -> None:  # fmt: skip
         """Replace the checkpoint by the present state; an interruption leaves the old one or the new one.
+
+        Args:
+            good: the last good state, where that is not the present one: nobody has judged that yet.
 
         Raises:
             OSError: if the disk is full or forbids it; the checkpoint before is left as it was.
         """
-        tensors = {
-            "model": _weights(model), "best": state.best, "optimizer": _optimizer_tensors(optimizer)
-        }  # fmt: skip
+        tensors = {"model": _weights(model), "best": state.best, "optimizer": _optimizer_tensors(optimizer)}
+        if good:
+            tensors["good"] = good.tensors()
         with self._written("checkpoint.new") as fresh:
             for name, of in tensors.items():
                 save_file(of, fresh / f"{name}.safetensors")
             files = {path.name: digest(path) for path in sorted(fresh.iterdir())}
-            record = {"identity": identity, "state": state.plain(), "files": files}
+            record = {"kind": KIND, "identity": identity, "state": state.plain(), "files": files,
+                      "good": good.plain if good else None}  # fmt: skip
             (fresh / "state.json").write_text(sealed(record), encoding="utf-8")
         self._swap(fresh)
 
@@ -276,47 +356,56 @@ class Store:
             fresh.mkdir(parents=True)
             yield fresh
             onto_disk(fresh)
-        except (OSError, SafetensorError) as error:  # a full disk, most often
+        except Exception as error:  # a full disk, most often; tokenizers raises a bare Exception then
             shutil.rmtree(fresh, ignore_errors=True)
             kept = "the last checkpoint is whole" if self.holds_checkpoint() else "there was no checkpoint before"
             raise OSError(f"{str(fresh)!r} could not be written ({error}); {kept}") from error
 
-    def load(self, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-        """Restore model and optimiser in place and return the state.
+    def load(
+        self, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[State, Snapshot]:
+        """Restore model and optimiser in place; the state, and the last good one.
 
         Raises:
             ValueError: if the checkpoint is of another run, is damaged, or is not one of this course's.
         """
         where = f"the checkpoint in {str(self.partial)!r}"
+        record = read_record(self.checkpoint / "state.json", identity, KIND, where)
         try:
-            record = unsealed((self.checkpoint / "state.json").read_text(encoding="utf-8"))
-            of_run, plain, files = record["identity"], record["state"], record["files"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{where} is damaged, or not one of this course ({error}); delete it") from error
-        for key, value in json.loads(json.dumps(identity)).items():
-            if of_run.get(key) != value:
-                raise ValueError(f"{where} has another {key} than this run; resume with the same arguments, or delete "
-                                 "it and start anew")  # fmt: skip
-        try:
-            for name, expected in files.items():
+            for name, expected in record["files"].items():
                 if digest(self.checkpoint / name) != expected:
                     raise ValueError(f"{name} is not what was written")
             stored = {name: load_file(self.checkpoint / f"{name}.safetensors") for name in _FILES}
-            state = State(**plain, best=stored["best"])
+            # copies, or the files would be in use as long as the run goes on, and Windows would not let them go
+            state = State(**record["state"], best={name: one.clone() for name, one in stored["best"].items()})
             weights = dict(model.named_parameters())
             shapes = {name: weight.shape for name, weight in weights.items()}
             if {name: weight.shape for name, weight in stored["model"].items()} != shapes:
                 raise ValueError("model.safetensors holds the weights of another model")
+            for name, weight in weights.items():
+                weight.data.copy_(stored["model"][name])
+            _restore_optimizer(optimizer, stored["optimizer"], next(iter(weights.values())).device)
+            good = Snapshot(model, optimizer, state)
+            if record["good"]:
+                good.fill(load_file(self.checkpoint / "good.safetensors"), record["good"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ValueError(f"{where} is damaged ({error}); delete it") from error
-        for name, weight in weights.items():
-            weight.data.copy_(stored["model"][name])
-        _restore_optimizer(optimizer, stored["optimizer"], next(iter(weights.values())).device)
-        return state
+            raise ValueError(f"{where} is damaged ({error}); move it away and start anew") from error
+        return state, good
 
-    def discard(self) -> None:
-        """Delete what the run has left so far."""
-        shutil.rmtree(self.partial, ignore_errors=True)
+    def check_identity(self, identity: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another run with a ``ValueError``."""
+        read_record(self.checkpoint / "state.json", identity, KIND, f"the checkpoint in {str(self.partial)!r}")
+
+    def discard(self, keep: re.Pattern[str] | None = None) -> None:
+        """Delete what runs have left in the folder, and the folder if nothing else is in it."""
+        if not self.partial.is_dir():
+            return
+        for path in self.partial.iterdir():
+            ours = path.name in LITTER or self.OURS.fullmatch(path.name)
+            if ours and not (keep and keep.fullmatch(path.name)):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        with suppress(OSError):  # it holds something else
+            self.partial.rmdir()
 
     def finish(self, model: Any, tokenizer: Any, records: Mapping[str, Any]) -> None:
         """Write model, tokenizer and ``records`` (as JSON), give the folder its name, and drop the checkpoint.
@@ -330,12 +419,58 @@ class Store:
             for name, record in records.items():
                 (whole / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if self.out.exists():
-            self.out.rmdir()  # empty, as `check` saw; Windows cannot rename onto it
+            for litter in self.out.iterdir():
+                shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+            self.out.rmdir()  # empty but for litter, as `check` saw; Windows cannot rename onto it
         whole.rename(self.out)
+        self._release()
         self.discard()
 
 
 _FILES = ("model", "best", "optimizer")
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """The file, locked until it is closed or this process ends, however that comes; None if another one holds it."""
+    file = path.open("ab")
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def read_record(path: Path, identity: dict[str, Any], kind: str, where: str) -> dict[str, Any]:
+    """What a checkpoint's ``state.json`` says, if it is whole and of this very run.
+
+    Raises:
+        ValueError: if not; the message tells which.
+    """
+    try:
+        record = unsealed(path.read_text(encoding="utf-8"))
+        kind_found, of_run = record["kind"], record["identity"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{where} is damaged, or not one of this course ({error}); move it away") from error
+    for key, value in json.loads(json.dumps(identity)).items():
+        if of_run.get(key) != value:
+            raise ValueError(f"{where} has another {key} than this run; resume with the same arguments, or move it "
+                             "away and start anew")  # fmt: skip
+    if kind_found != kind:
+        raise ValueError(f"{where} was written by {kind_found}; resume it so, not by {kind}")
+    return record
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, apart from litter."""
+    return sorted(path for path in folder.iterdir() if path.name not in LITTER)
 
 
 def sealed(record: dict[str, Any]) -> str:
@@ -389,13 +524,14 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".")
-        state.setdefault(int(index), {})[name] = value.to(device)
+        state.setdefault(int(index), {})[name] = value.to(device, copy=True)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def fingerprint(texts: Iterable[str], held_out: Iterable[str]) -> str:
-    """SHA-256 of texts, told apart from those held out."""
+    """SHA-256 of texts, told apart from each other and from those held out."""
     total = hashlib.sha256()
     for text in chain(texts, ["\0"], held_out):
-        total.update(text.encode("utf-8", "surrogatepass") + b"\n")
+        data = text.encode("utf-8", "surrogatepass")
+        total.update(b"%d:" % len(data) + data)
     return total.hexdigest()

@@ -20,19 +20,21 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from sslcourse import distributed
-from sslcourse.checkpoint import Snapshot, State, Store, onto_disk, sealed, unsealed
+from sslcourse.checkpoint import DONE, Snapshot, State, Store, digest, onto_disk, read_record, sealed
 from sslcourse.distributed import Objective, Ranks
 from sslcourse.encoder import EncoderForMaskedLM
 from sslcourse.masking import IGNORE
@@ -44,6 +46,7 @@ from sslcourse.pretraining import (
     autocast,
     check_budget,
     learning_rate,
+    loss_now,
     make_optimizer,
     reopened,
     report,
@@ -55,6 +58,7 @@ from sslcourse.tape import MaskedRows, Tape, TapeOnDisk, kept_tape
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+RANKS = "ranks under torchrun"  # what writes these checkpoints
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's two tensors a weight; its step count is the run's
 
 
@@ -108,11 +112,15 @@ def pretrain(
     objective = fresh_objective(recipe, ranks.device)
     wrapped = distributed.wrap(objective, strategy, ranks)
     optimizer = make_optimizer(objective, recipe)
-    state = store.load(data.identity, objective, optimizer) if store.resumes else State(budget=budget)
+    if store.resumes:
+        state, good = store.load(data.identity, objective, optimizer)
+    else:
+        state = data.first_state()
+        good = Snapshot(objective, optimizer, state)
     tape = store.tape(data)
-    good = Snapshot(objective, optimizer, state)
     run = Run(objective.model, data.tokenizer, recipe, state.history, restores=state.restores)
 
+    evaluated = partial(evaluate, wrapped, ranks=ranks)
     batches = _shares(tape, recipe, state.step + state.skipped, ranks, accumulate)
     settle(wrapped, next(_shares(tape, recipe, 0, ranks, 1)), recipe)
     while not state.finished():
@@ -128,9 +136,8 @@ def pretrain(
         state.after_step(loss, recipe.batch_size * recipe.sequence_length, seconds)
         trouble = state.trouble()  # the same on all ranks: the loss is that of the global batch
         if state.evaluation_due() and not trouble:
-            result = evaluate(wrapped, data.validation, ranks)
-            batch = MaskedRows(*next(tape.batches(recipe, state.step + state.skipped - 1)))
-            trouble = state.jumped(evaluate(wrapped, batch, ranks).loss, result.loss)
+            result = evaluated(data.validation)
+            trouble = state.jumped(loss_now(evaluated, data.last_batches(tape, state)), result.loss)
             if not trouble:
                 state.after_evaluation(result.loss, result.accuracy, optimizer.param_groups[0]["lr"], objective)
                 good = Snapshot(objective, optimizer, state)
@@ -157,7 +164,9 @@ def pretrain(
         run.model = EncoderForMaskedLM(recipe.config())
         run.model.load_state_dict(best, strict=False)  # the shared decoder weight has one name only
         run.model.eval()
-        store.finish(run.model, data.tokenizer, data.records(run))
+        records = data.records(run)
+        records[DONE]["job"] = store.job
+        store.finish(run.model, data.tokenizer, records)
     dist.barrier()
     return run if ranks.first else None
 
@@ -227,18 +236,30 @@ class ShardedStore(Store):
         super().__init__(out)
         self.ranks = ranks
         self.resumes = False  # set by `check`: there is a checkpoint to go on from
+        self.job = os.environ.get("TORCHELASTIC_RUN_ID", "")  # the same for all restarts, another for another start
+        self.patient = dist.new_group(timeout=timedelta(days=7), backend="gloo")  # tokenising may take hours
 
     def check(self, resume: bool) -> None:
         """As ``Store.check``, done by the first rank; every rank raises what it found.
 
-        Ranks that torchrun started again after a failure go on from the checkpoint if there is one. Of several
+        Ranks that torchrun started again after a failure go on from this job's checkpoint if there is one. Of several
         machines only that of the rank that failed may count a restart, so the counts are added up.
         """
         (restarts,) = distributed.total(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
         with self._by_first() as found:
             if self.ranks.first:
-                found.append(_caught(lambda: super(ShardedStore, self).check(resume or bool(restarts))))
+                again = bool(restarts) and self._by_this_job()
+                found.append(_caught(lambda: super(ShardedStore, self).check(resume or again)))
         self.resumes = self._firsts(self.holds_checkpoint)
+
+    def _by_this_job(self) -> bool:
+        """Whether what stands there was written by an earlier start of this very job, and not by another one."""
+        old = self.partial / "checkpoint.old"
+        for path in (self.out / DONE, self.checkpoint / "state.json", old / "state.json"):
+            if path.is_file():
+                with suppress(ValueError, AttributeError):
+                    return json.loads(path.read_text(encoding="utf-8")).get("job") == self.job
+        return False
 
     def over(self, identity: dict[str, Any]) -> bool:
         """As ``Store.over``, looked at by the first rank: one died after the last step, and all were started again."""
@@ -254,7 +275,7 @@ class ShardedStore(Store):
         Raises:
             ValueError: on every rank, for texts that do not fill one batch; of a new run nothing is left then.
         """
-        with self._by_first() as found:
+        with self._by_first(self.patient) as found:
             if self.ranks.first:
                 found.append(_caught(lambda: kept_tape(self.partial, data.texts, data.tokenizer)))
         try:
@@ -278,20 +299,26 @@ class ShardedStore(Store):
                 shutil.rmtree(leftover, ignore_errors=True)
             fresh.mkdir(parents=True)
         dist.barrier()
-        with _quiet():
-            dcp.save(tensors_of(model, optimizer, state.best),
-                     storage_writer=HuggingFaceStorageWriter(str(fresh), save_distributed=True))  # fmt: skip
+        try:
+            with _quiet():
+                dcp.save(tensors_of(model, optimizer, state.best),
+                         storage_writer=HuggingFaceStorageWriter(str(fresh), save_distributed=True))  # fmt: skip
+        except CheckpointException as error:  # no Exception, so nobody would catch it; a full disk, most often
+            raise OSError(f"{str(fresh)!r} could not be written ({error}); the last checkpoint is whole") from error
         dist.barrier()
         if self.ranks.first:
-            shards = {path.name: path.stat().st_size for path in sorted(fresh.glob("*.safetensors"))}
-            record = {"identity": identity, "state": plain, "best": sorted(state.best), "shards": shards}
+            shards = {path.name: [path.stat().st_size, digest(path)] for path in sorted(fresh.glob("*.safetensors"))}
+            record = {"kind": RANKS, "job": self.job, "identity": identity, "state": plain, "best": sorted(state.best),
+                      "shards": shards}  # fmt: skip
             (fresh / "state.json").write_text(sealed(record), encoding="utf-8")
             onto_disk(fresh)
             self._swap(fresh)
         dist.barrier()
 
-    def load(self, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-        """Restore model and optimiser in place, each rank its own part, and return the state.
+    def load(
+        self, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[State, Snapshot]:
+        """Restore model and optimiser in place, each rank its own part; the state, which is the last good one.
 
         Raises:
             ValueError: on every rank, if the checkpoint is of another run, is damaged, or lacks a shard.
@@ -308,21 +335,13 @@ class ShardedStore(Store):
             optimizer.state[weight] = {"step": torch.tensor(step, device=weight.device), **moments}
         with _quiet():
             dcp.load(tensors_of(model, optimizer, best), storage_reader=HuggingFaceStorageReader(str(self.checkpoint)))
-        return State(**saved["state"], best=best)
+        state = State(**saved["state"], best=best)
+        return state, Snapshot(model, optimizer, state)
 
     def _verify(self, identity: dict[str, Any]) -> None:
-        path = self.checkpoint / "state.json"
-        try:
-            saved = unsealed(path.read_text(encoding="utf-8"))
-            of_run, shards = saved["identity"], saved["shards"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"the checkpoint in {str(self.partial)!r} is damaged ({error}); delete it") from error
         where = repr(str(self.partial))
-        for key, value in json.loads(json.dumps(identity)).items():
-            if of_run.get(key) != value:
-                raise ValueError(f"the checkpoint in {where} has another {key} than this run; resume with the same "
-                                 "arguments, or delete it and start anew")  # fmt: skip
-        for name, size in shards.items():
+        shards = read_record(self.checkpoint / "state.json", identity, RANKS, f"the checkpoint in {where}")["shards"]
+        for name, (size, written) in shards.items():
             shard = self.checkpoint / name
             if not shard.is_file():
                 raise ValueError(f"the checkpoint in {where} lacks the shard {name}, one of {len(shards)}; bring it "
@@ -330,12 +349,12 @@ class ShardedStore(Store):
             if shard.stat().st_size != size:
                 raise ValueError(f"the shard {name} in {where} has {shard.stat().st_size:,} of {size:,} bytes: it was "
                                  "cut off; copy it again, or delete the checkpoint")  # fmt: skip
-            try:
-                with safe_open(shard, "pt"):
-                    pass
-            except SafetensorError as error:
-                raise ValueError(f"the shard {name} in {where} is damaged ({error}); copy it again, or delete the "
-                                 "checkpoint") from error  # fmt: skip
+            if digest(shard) != written:
+                raise ValueError(f"the shard {name} in {where} is damaged; copy it again, or delete the checkpoint")
+
+    def check_identity(self, identity: dict[str, Any]) -> None:
+        """As ``Store.check_identity``, for what ranks write."""
+        read_record(self.checkpoint / "state.json", identity, RANKS, f"the checkpoint in {str(self.partial)!r}")
 
     def _firsts(self, question: Callable[[], bool]) -> bool:
         """The first rank's answer, on every rank."""
@@ -343,12 +362,12 @@ class ShardedStore(Store):
         return bool(answer)
 
     @contextmanager
-    def _by_first(self) -> Iterator[list]:
+    def _by_first(self, group: dist.ProcessGroup | None = None) -> Iterator[list]:
         """What the first rank puts into the list is raised on every rank, unless it is None: all stop, or none."""
         found: list = []
         yield found
         said = [found[0] if found else None]
-        dist.broadcast_object_list(said, src=0)
+        dist.broadcast_object_list(said, src=0, group=group)
         if said[0] is not None:
             raise ValueError(said[0])
 

@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-HELD_OUT = 0.05  # share of the documents that measures the loss
+HELD_OUT = 0.05  # share of the documents that measures the loss,
+MOST_HELD_OUT = 2_000_000  # but no more than so many characters: enough for a loss, and memory holds them
+LONGEST = 2**16  # characters of a paragraph, which ends at the next line: some texts have no blank line at all
 WHAT = ".txt, .jsonl or .parquet file, or a folder of them"
 
 
@@ -77,7 +79,7 @@ def main(arguments: argparse.Namespace) -> int:
     ranked = "RANK" in os.environ
     name = f"pretrain, rank {os.environ['RANK']}" if ranked else "pretrain"
     if not ranked:  # `kill` stops it as Ctrl-C does; a rank ends at once, since torchrun waits for it to start anew
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, _stop)
     try:
         _run(arguments)
     except (UsageError, ValueError) as error:
@@ -97,11 +99,14 @@ def main(arguments: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt as stop:
         folder = _partial(arguments.out)
-        if (folder / "checkpoint").exists():
-            at = str(stop).partition(",")[0] or "stopped"  # "stopped at step 12" if it had the time to save
+        at = str(stop).partition(",")[0] or "stopped"  # "stopped at step 12" if it had the time to save
+        if any((folder / place).exists() for place in ("checkpoint", "checkpoint.old")):
             print(f"{name}: {at}; saved in {folder}; the same command with --resume goes on", file=sys.stderr)
+        elif (Path(arguments.out) / "run.json").is_file():
+            print(f"{name}: stopped after its end; {arguments.out} is complete", file=sys.stderr)
         else:
-            print(f"{name}: stopped; there was no checkpoint yet, and nothing is left behind", file=sys.stderr)
+            left = f"{folder} holds tokens only" if folder.exists() else "nothing is left behind"
+            print(f"{name}: stopped; there was no checkpoint yet, and {left}", file=sys.stderr)
         return 130
     return 0
 
@@ -175,6 +180,10 @@ def _run(arguments: argparse.Namespace) -> None:
     )
 
 
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt  # not by a signal: in a script's background job SIGINT is ignored
+
+
 def _show(row: dict[str, float]) -> None:
     from tqdm import tqdm
 
@@ -235,14 +244,14 @@ def split(texts: Documents | list[str], seed: int, least: int = 0) -> tuple[Docu
     if len(lengths) < 20:
         texts = [piece for text in texts for piece in _pieces(text)]
         lengths = array("q", map(len, texts))
-    order = random.Random(seed).sample(range(len(lengths)), len(lengths))
-    held_out: set[int] = set()
-    characters = 0
-    for number in order:
-        if len(held_out) >= HELD_OUT * len(lengths) and characters >= least:
-            break
-        held_out.add(number)
-        characters += lengths[number]
+    draw, held_out, characters = random.Random(seed), set(), 0
+    while len(held_out) < len(lengths) and (
+        characters < least or (len(held_out) < HELD_OUT * len(lengths) and characters < MOST_HELD_OUT)
+    ):
+        number = draw.randrange(len(lengths))
+        if number not in held_out:
+            held_out.add(number)
+            characters += lengths[number]
     if 2 * len(held_out) > len(lengths):
         raise UsageError(
             f"the text is too short ({sum(lengths):,} characters): there is too little for one batch "
@@ -370,12 +379,14 @@ def _read_file(file: Path, field: str | None) -> Iterator[str]:
 
 def _paragraphs(file: Path) -> Iterator[str]:
     lines: list[str] = []
+    characters = 0
     for line in _lines(file):
         if line.strip():
             lines.append(line)
-        elif lines:
+            characters += len(line)
+        if lines and (not line.strip() or characters > LONGEST):
             yield "\n".join(lines).strip()
-            lines = []
+            lines, characters = [], 0
     if lines:
         yield "\n".join(lines).strip()
 
@@ -449,7 +460,7 @@ def _read_parquet(file: Path, field: str) -> Iterator[str]:
         raise UsageError(f"--field {field}: no such column in {file}; it has {_names(names)}")
     row = 0
     try:
-        for batch in table.iter_batches(columns=[field]):
+        for batch in table.iter_batches(batch_size=256, columns=[field]):
             for value in batch.column(0).to_pylist():
                 row += 1
                 yield _text(value, f"row {row} of {file}", field)

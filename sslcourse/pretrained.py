@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from sslcourse import corpus
-from sslcourse.checkpoint import fingerprint
+from sslcourse.checkpoint import InUse, fingerprint
 from sslcourse.encoder import EncoderForMaskedLM
 from sslcourse.pretraining import Recipe, Run, pretrain
 
@@ -70,10 +71,14 @@ def load(
         raise ValueError(f"every={every} must be at least 1, which takes every passage")
     texts, held_out, recipe = texts[::every], held_out[::every], recipe or Recipe()
     folder = Path(cache or cache_folder()) / f"encoder-{key(recipe, steps, texts, held_out)}"
-    if folder.is_dir():
-        return _open(folder, recipe)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return pretrain(texts, held_out, recipe, steps=steps, out=folder, resume=True, evaluations=5, progress=progress)
+    while not folder.is_dir():
+        try:
+            return pretrain(texts, held_out, recipe, steps=steps, out=folder, resume=True, evaluations=5,
+                            progress=progress)  # fmt: skip
+        except InUse:  # another lesson is making it
+            time.sleep(1)
+    return _open(folder, recipe)
 
 
 def key(recipe: Recipe, steps: int, texts: Sequence[str], held_out: Sequence[str]) -> str:

@@ -18,12 +18,15 @@ from __future__ import annotations
 import json
 import math
 import signal
+import statistics
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -256,35 +259,50 @@ def pretrain(
     recipe = recipe or Recipe()
     check_budget(steps, minutes, evaluations, patience)
     store = Store(out) if out is not None else None
-    if store:
-        store.check(resume)
-        if tensorboard is not None and Path(tensorboard).resolve().is_relative_to(store.out):
+    if store and tensorboard is not None:
+        log_folder = Path(tensorboard).resolve()
+        if any(log_folder.is_relative_to(folder) for folder in (store.out, store.partial)):
             raise ValueError(f"tensorboard={str(tensorboard)!r} lies in out, which must stay empty; put it elsewhere")
-    elif resume:
+    if resume and not store:
         raise ValueError("resume=True needs out, the folder that the interrupted run was given")
     budget = {"steps": steps, "minutes": minutes, "evaluations": evaluations, "patience": patience}
-    data = Data.of(texts, held_out, recipe, tokenizer, budget)
-    if store and store.over(data.identity):
-        return reopened(store, data)
-    recipe, tokenizer = data.recipe, data.tokenizer
-
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with store.held(resume) if store else nullcontext():
+        data = Data.of(texts, held_out, recipe, tokenizer, budget)
+        if store and store.over(data.identity):
+            return reopened(store, data)
+        return _train(data, store, device, on_evaluation, on_restore, tensorboard, progress)
+
+
+def _train(
+    data: Data,
+    store: Store | None,
+    device: torch.device,
+    on_evaluation: Callable[[dict[str, float]], None] | None,
+    on_restore: Callable[[dict[str, Any]], None] | None,
+    tensorboard: str | Path | None,
+    progress: bool | None,
+) -> Run:
+    """``pretrain``, once everything has been looked at."""
+    recipe = data.recipe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = EncoderForMaskedLM(recipe.config()).to(device)
     optimizer = make_optimizer(model, recipe)
-    resumes = store is not None and store.holds_checkpoint()
-    state = store.load(data.identity, model, optimizer) if resumes else State(budget=budget)
-    with _nothing_left(None if resumes else store):
-        tape = data.tape(store)
-        log = _tensorboard(tensorboard)
-        if store and not resumes:
-            store.save(data.identity, state, model, optimizer)
-    good = Snapshot(model, optimizer, state)
-    run = Run(model, tokenizer, recipe, state.history, restores=state.restores)
+    if store and store.holds_checkpoint():
+        state, good = store.load(data.identity, model, optimizer)
+    else:
+        state = data.first_state()
+        good = Snapshot(model, optimizer, state)
+    tape = data.tape(store)
+    log = _tensorboard(tensorboard)
+    if store and not store.holds_checkpoint():
+        store.save(data.identity, state, model, optimizer)
+    run = Run(model, data.tokenizer, recipe, state.history, restores=state.restores)
     bar = _progress_bar(progress, state)
 
     model.train()
+    evaluated = partial(evaluate, model)
     batches = tape.batches(recipe, state.step + state.skipped)
     with _asked_to_stop(store) as stop:
         while not state.finished():
@@ -297,8 +315,8 @@ def pretrain(
             bar.update(state)
             trouble = state.trouble()
             if state.evaluation_due() and not trouble:
-                result = evaluate(model, data.validation)
-                trouble = state.jumped(loss_now(model, inputs, labels), result.loss)
+                result = evaluated(data.validation)
+                trouble = state.jumped(loss_now(evaluated, data.last_batches(tape, state)), result.loss)
                 if not trouble:
                     state.after_evaluation(result.loss, result.accuracy, optimizer.param_groups[0]["lr"], model)
                     good = Snapshot(model, optimizer, state)
@@ -314,7 +332,7 @@ def pretrain(
                     break
                 batches = tape.batches(recipe, state.step + state.skipped)
             if stop.is_set() and not state.finished():
-                store.save(data.identity, state, model, optimizer)
+                store.save(data.identity, state, model, optimizer, good)
                 raise Interrupted(f"stopped at step {state.step}, which is saved in {str(store.partial)!r}; "
                                   "the same call with resume=True goes on")  # fmt: skip
     bar.close()
@@ -327,13 +345,14 @@ def pretrain(
     model.load_state_dict(state.best, strict=False)  # the shared decoder weight has one name only
     model.eval()
     if store:
-        store.finish(model, tokenizer, data.records(run))
+        store.finish(model, data.tokenizer, data.records(run))
     return run
 
 
-def loss_now(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    """The loss of a batch by the weights as they are; 0 where nothing is masked."""
-    return evaluate(model, MaskedRows(inputs, labels)).loss if bool((labels != IGNORE).any()) else 0.0
+def loss_now(evaluated: Callable[[MaskedRows], Evaluation], batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The median loss of some batches by the weights as they are; 0 where nothing is masked."""
+    losses = [evaluated(MaskedRows(*batch)).loss for batch in batches if bool((batch[1] != IGNORE).any())]
+    return statistics.median(losses) if losses else 0.0
 
 
 def check_budget(steps: int | None, minutes: float | None, evaluations: int, patience: int | None) -> None:
@@ -375,7 +394,9 @@ class Data:
             raise ValueError(f"{empty} is empty; texts and held_out must each hold at least one document")
         tokenizer = tokenizer or wordpiece.train(texts, recipe.vocab_size)
         recipe = replace(recipe, vocab_size=len(tokenizer))
-        identity = {"recipe": asdict(recipe), "budget": budget, "texts": fingerprint(texts, held_out)}
+        vocabulary = [json.dumps(tokenizer.get_vocab(), sort_keys=True)]
+        identity = {"recipe": asdict(recipe), "budget": budget, "texts": fingerprint(texts, held_out),
+                    "tokenizer": fingerprint(vocabulary, [])}  # fmt: skip
         validation = held_out_rows(wordpiece.encode(tokenizer, held_out), tokenizer, recipe.sequence_length)
         if not bool((validation.labels != IGNORE).any()):
             raise ValueError("held_out holds no token that can be masked (is all of it unknown to the tokenizer?)")
@@ -399,6 +420,15 @@ class Data:
             )
         return tape
 
+    def first_state(self) -> State:
+        """Where a run begins; a loss a nat above that of knowing nothing would be a step in the wrong direction."""
+        return State(budget=self.identity["budget"], lowest=math.log(self.recipe.vocab_size) + 1)
+
+    def last_batches(self, tape: Tape, state: State, count: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the last steps, drawn again: so it does not matter whether the run was interrupted there."""
+        end = state.step + state.skipped
+        return islice(tape.batches(self.recipe, max(0, end - count)), min(count, end))
+
     def records(self, run: Run) -> dict[str, Any]:
         """What is written beside the weights, by file name."""
         done = {"identity": self.identity, "stopped": run.stopped, "restores": run.restores}
@@ -407,7 +437,10 @@ class Data:
 
 def reopened(store: Store, data: Data) -> Run:
     """The run that ``store.out`` holds, complete."""
-    store.discard()  # a run that was cut off after its last step had not tidied up
+    if store.holds_checkpoint():  # a run that was cut off after its last step had not tidied up
+        with suppress(ValueError):  # of another run, which is not ours to delete
+            store.check_identity(data.identity)
+            store.discard()
     history, done = (json.loads((store.out / name).read_text(encoding="utf-8")) for name in ("history.json", DONE))
     model = EncoderForMaskedLM.from_pretrained(store.out)
     return Run(model.eval(), data.tokenizer, data.recipe, history, done["stopped"], done["restores"])
@@ -440,20 +473,6 @@ def why_diverged(state: State, recipe: Recipe, store: Store | None) -> str:
 
 
 @contextmanager
-def _nothing_left(store: Store | None) -> Iterator[None]:
-    """If what is inside fails, the run has not begun, and its folder goes, with the folders made for it."""
-    made = [folder for folder in store.partial.parents if not folder.exists()] if store else []
-    try:
-        yield
-    except BaseException:
-        if store:
-            store.discard()
-            for folder in made:
-                folder.rmdir()
-        raise
-
-
-@contextmanager
 def _asked_to_stop(store: Store | None) -> Iterator[threading.Event]:
     """An event that Ctrl-C or SIGTERM sets, if there is a place to save to; the second time they act at once."""
     asked, before = threading.Event(), {}
@@ -468,7 +487,8 @@ def _asked_to_stop(store: Store | None) -> Iterator[threading.Event]:
 
     if store and threading.current_thread() is threading.main_thread():  # no other may set handlers
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # a job in the background of a script ignores Ctrl-C
+                before[number] = signal.signal(number, ask)
     try:
         yield asked
     finally:

@@ -11,7 +11,7 @@ Source: Schuster and Nakajima 2012 (WordPiece); Devlin et al. 2019, arXiv 1810.0
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from transformers import PreTrainedTokenizerFast
 
@@ -53,7 +53,7 @@ def train(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFa
     )
     scratch = Tokenizer(models.WordPiece(unk_token=UNK))
     scratch.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    scratch.train_from_iterator((" ".join([word] * count) for word, count in sorted(words.items())), trainer)
+    scratch.train_from_iterator(_repeated(words), trainer)
 
     backend = Tokenizer(models.WordPiece(vocab=scratch.get_vocab(), unk_token=UNK))
     backend.add_special_tokens(list(SPECIAL_TOKENS))
@@ -77,6 +77,13 @@ def train(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFa
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[list[int]]:
     """Ids of each text without special tokens and without cutting; packing adds and cuts on its own terms."""
     return tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+
+
+def _repeated(words: Counter[str], at_once: int = 1000) -> Iterator[str]:
+    """Each word as often as it was counted, which is how the trainer wants to be told, in pieces of bounded length."""
+    for word, count in sorted(words.items()):
+        for begin in range(0, count, at_once):
+            yield " ".join([word] * min(at_once, count - begin))
 
 
 def _alphabet(words: Counter[str], most: int) -> tuple[list[str], list[str]]:

@@ -281,3 +281,32 @@ def test_kill_stops_a_run_as_an_interrupt_does(tmp_path):
     state = json.loads((tmp_path / "out.partial" / "checkpoint" / "state.json").read_text())["state"]
     assert state["step"] == step > 0
     assert "Traceback" not in error
+
+
+def test_a_text_without_blank_lines_is_cut_at_line_ends(tmp_path):
+    lines = [f"line {number} of a long file that has no blank line anywhere" for number in range(20_000)]
+    (tmp_path / "long.txt").write_text("\n".join(lines))
+    texts = list(pretrain_cli.Documents.of([str(tmp_path / "long.txt")]))
+    assert max(map(len, texts)) < pretrain_cli.LONGEST * 1.1
+    assert "\n".join(texts).split("\n") == lines
+
+
+def test_what_is_held_out_has_an_upper_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain_cli, "MOST_HELD_OUT", 5_000)
+    texts = pretrain_cli.Documents.of([str(write(tmp_path / "text.txt", "txt"))])
+    monkeypatch.setattr(pretrain_cli, "HELD_OUT", 0.5)
+    train, held_out = pretrain_cli.split(texts, seed=0)
+    assert 5_000 <= sum(map(len, held_out)) < 5_400
+    assert sorted([*train, *held_out]) == sorted(texts)
+    assert (len(train), len(held_out)) == (149 - len(held_out), len(held_out))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 2**20])
+def test_lines_are_the_same_however_a_file_is_read(tmp_path, at_once):
+    text = "\ufeffeins\r\nzwei – drei\rvier\n\n漢字 🙂\nlast"
+    touch(tmp_path / "a.txt", text.encode())
+    lines = ["eins", "zwei – drei", "vier", "", "漢字 🙂", "last"]
+    assert list(pretrain_cli._lines(tmp_path / "a.txt", at_once)) == lines
+    touch(tmp_path / "b.txt", b"a line\n" * 10 + b"caf\xe9")
+    with pytest.raises(pretrain_cli.UsageError, match=r"\(byte 73\)"):
+        list(pretrain_cli._lines(tmp_path / "b.txt", at_once))

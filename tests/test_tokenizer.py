@@ -123,3 +123,18 @@ def test_no_text_is_refused(nothing):
 @pytest.mark.parametrize("vocab_size", [7, 8, 12, 40])
 def test_a_small_vocabulary_is_never_exceeded(vocab_size):
     assert len(tokenizer.train(["river town mill grain bread stone"] * 3, vocab_size)) <= vocab_size
+
+
+def test_a_frequent_word_is_not_one_long_string():
+    from collections import Counter
+
+    pieces = list(tokenizer._repeated(Counter({"the": 7, "a": 2}), at_once=3))
+    assert pieces == ["a a", "the the the", "the the the", "the"]
+    texts = ["the old town and the river and the mill " * 40, "a ship and a road and a harbour " * 30]
+    whole = tokenizer.train(texts, 60).get_vocab()
+    repeated = tokenizer._repeated
+    try:
+        tokenizer._repeated = lambda words: repeated(words, at_once=2)
+        assert tokenizer.train(texts, 60).get_vocab() == whole
+    finally:
+        tokenizer._repeated = repeated

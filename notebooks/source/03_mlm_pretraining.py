@@ -433,13 +433,14 @@ check("3.3", clip)
 # %%
 recipe = replace(Recipe(), vocab_size=vocab, batch_size=lesson.choose(quick=8, full=32))
 budget = lesson.choose(quick={"steps": 30, "evaluations": 2}, full={"minutes": 4.5, "evaluations": 10})
+folder = Path(tempfile.mkdtemp(dir=scratch))  # a new one each time this cell is run
 run = pretrain(
     splits["train"],
     splits["validation"],
     recipe,
     tokenizer=tokenizer,
-    out=scratch / "encoder",
-    tensorboard=scratch / "tensorboard",
+    out=folder / "encoder",
+    tensorboard=folder / "tensorboard",
     progress=lesson.live,
     **budget,
     on_evaluation=lambda row: print(
@@ -515,8 +516,8 @@ plots.show(
 # %%
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-opened = AutoModelForMaskedLM.from_pretrained(scratch / "encoder")
-reopened_tokenizer = AutoTokenizer.from_pretrained(scratch / "encoder")
+opened = AutoModelForMaskedLM.from_pretrained(folder / "encoder")
+reopened_tokenizer = AutoTokenizer.from_pretrained(folder / "encoder")
 with torch.no_grad():
     difference = (opened(inputs).logits - run.model(inputs).logits).abs().max()
 lesson.record("stock-difference", float(difference))
@@ -651,11 +652,12 @@ tiny = replace(recipe, batch_size=4, hidden_size=64, intermediate_size=128, head
 some, others = splits["train"][:200], splits["validation"][:40]
 
 through = pretrain(some, others, tiny, **small_run)
+place = Path(tempfile.mkdtemp(dir=scratch)) / "cut"
 try:
-    pretrain(some, others, tiny, out=scratch / "cut", on_evaluation=cut_half_way, **small_run)
+    pretrain(some, others, tiny, out=place, on_evaluation=cut_half_way, **small_run)
 except PowerCut:
-    print("cut off; left on disk:", sorted(path.name for path in (scratch / "cut.partial").iterdir()))
-resumed = pretrain(some, others, tiny, out=scratch / "cut", resume=True, **small_run)
+    print("cut off; left on disk:", sorted(path.name for path in place.with_name("cut.partial").iterdir()))
+resumed = pretrain(some, others, tiny, out=place, resume=True, **small_run)
 
 # %%
 gap = max(
@@ -706,7 +708,7 @@ print(f"Trainer {library:.6f}, evaluate {evaluate(run.model, sample).loss:.6f}")
 # `tensorboard --logdir` at it.
 
 # %%
-events = list((scratch / "tensorboard").glob("events*"))
+events = list((folder / "tensorboard").glob("events*"))
 assert len(events) == 1, events
 print("TensorBoard log written:", len(events), "file")
 
