@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 from sslcourse.teaching import build, run
-from sslcourse.teaching.widgets import LIVE, Slider, corners, panel, slider_picture
+from sslcourse.teaching.widgets import LIVE, Slider, corners, live_picture, panel
 
 WIDE = Slider("GB/s", (1, 10, 100), start=10)
 SHARE = Slider("overlap", (0.0, 0.5, 1.0), start=0.5)
@@ -58,7 +58,7 @@ def test_a_picture_that_cannot_be_drawn_fails_where_the_cell_runs(breaks_at):
         return told(wide=1 / (wide - breaks_at))
 
     with pytest.raises(ZeroDivisionError):
-        slider_picture(draw, alt=ALT, wide=WIDE)
+        live_picture(draw, alt=ALT, wide=WIDE)
 
 
 def test_what_a_callback_raises_is_shown_and_goes_on():
@@ -108,9 +108,9 @@ def test_the_keyboard_and_a_reader_find_every_slider():
         (lambda: Slider(" ", (1, 2), 1), "label is empty"),
         (lambda: Slider("GB/s", (1,), 1), "leave nothing to move"),
         (lambda: Slider("GB/s", (1, 2), 3), "start=3"),
-        (lambda: slider_picture(told, alt=" ", wide=WIDE), "alt is empty"),
-        (lambda: slider_picture(told, alt=ALT), "there is no slider"),
-        (lambda: slider_picture(lambda wide: b"", alt=ALT, wide=WIDE), "an empty picture"),
+        (lambda: live_picture(told, alt=" ", wide=WIDE), "alt is empty"),
+        (lambda: live_picture(told, alt=ALT), "there is no control"),
+        (lambda: live_picture(lambda wide: b"", alt=ALT, wide=WIDE), "an empty picture"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(call, message):
@@ -120,15 +120,15 @@ def test_what_cannot_be_shown_is_refused(call, message):
 
 def test_something_that_is_no_picture_is_refused():
     with pytest.raises(TypeError, match="gave int; return a matplotlib figure"):
-        slider_picture(lambda wide: wide, alt=ALT, wide=WIDE)
+        live_picture(lambda wide: wide, alt=ALT, wide=WIDE)
 
 
 @pytest.fixture(scope="module")
 def executed():
     """A notebook with one slider, run by a kernel, as ``python -m sslcourse notebooks`` does it."""
     code = (
-        "from sslcourse.teaching.widgets import Slider, slider_picture\n"
-        "slider_picture(lambda wide: b'PNG', alt='A line.', wide=Slider('GB/s', (1, 2), 1))"
+        "from sslcourse.teaching.widgets import Slider, live_picture\n"
+        "live_picture(lambda wide: b'PNG', alt='A line.', wide=Slider('GB/s', (1, 2), 1))"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     NotebookClient(notebook, kernel_name="python3", timeout=120).execute()

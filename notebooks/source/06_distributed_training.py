@@ -52,7 +52,7 @@ from sslcourse.recipe import Recipe
 from sslcourse.scaling import Job, Machine, Network
 from sslcourse.teaching import plots
 from sslcourse.teaching.checks import check
-from sslcourse.teaching.widgets import Slider, slider_picture
+from sslcourse.teaching.widgets import Slider, live_picture
 
 full = lesson.profile != "quick"
 scratch = tempfile.TemporaryDirectory(prefix="lesson06-")  # gone with the kernel
@@ -881,7 +881,7 @@ def cluster_figure(bandwidth, overlap):
 
 
 # %%
-slider_picture(
+live_picture(
     cluster_figure,
     alt="Efficiency against the number of GPUs for DDP with gradients in fp32 and in bf16 and for FSDP, two models, at "
     "a bandwidth and an overlap that sliders set: bf16 lies above fp32, FSDP between or below them; the lower the "
