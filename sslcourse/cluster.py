@@ -101,6 +101,8 @@ def pretrain(
     if recipe.batch_size < ranks.world * accumulate or accumulate < 1:
         raise ValueError(f"batch_size={recipe.batch_size} gives {ranks.world} ranks with accumulate={accumulate} less "
                          "than one row each; raise batch_size, or start fewer processes")  # fmt: skip
+    if recipe.optimizer != "adamw":
+        raise ValueError(f"optimizer={recipe.optimizer!r} needs whole matrices, and ranks may hold parts; choose adamw")
     store = ShardedStore(out, ranks)
     store.check(resume)
     budget = {"steps": steps, "minutes": minutes, "evaluations": evaluations, "patience": patience}

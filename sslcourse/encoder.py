@@ -75,7 +75,8 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor],
         mask: Bool[Tensor, "batch 1 q k"] | None,
         weights: list[Tensor] | None = None,
-    ) -> Float[Tensor, "batch seq hidden"]:
+        where: Int[Tensor, " places"] | None = None,
+    ) -> Float[Tensor, "batch seq hidden"] | Float[Tensor, "places hidden"]:
         """``weights``, if given, is a list to which [batch, heads, query, key] is appended."""
         batch, seq, hidden = x.shape
         query_key, value = self.Wqkv(x).view(batch, seq, 3, self.heads, -1).transpose(1, 3).split([2, 1], dim=2)
@@ -83,7 +84,8 @@ class Attention(nn.Module):
         if weights is not None:  # the same sum, written out, because somebody wants to see who reads whom
             weights.append(attention_weights(query, key, mask))
         mixed = attend(query, key, value.squeeze(2), mask)
-        return self.Wo(mixed.transpose(1, 2).reshape(batch, seq, hidden))
+        mixed = mixed.transpose(1, 2).reshape(batch, seq, hidden)
+        return self.Wo(mixed if where is None else mixed.flatten(0, 1)[where])
 
 
 class GatedMLP(nn.Module):
@@ -116,8 +118,11 @@ class Layer(nn.Module):
         rotary: tuple[Tensor, Tensor],
         mask: Tensor | None,
         weights: list[Tensor] | None = None,
+        where: Int[Tensor, " places"] | None = None,
     ) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), rotary, mask, weights)
+        """``where``: the places of the flattened batch that anybody will read; the others are only attended to."""
+        mixed = self.attn(self.attn_norm(x), rotary, mask, weights, where)
+        x = (x if where is None else x.flatten(0, 1)[where]) + mixed
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -191,6 +196,7 @@ class Encoder(_Pretrained):
         inputs_embeds: Float[Tensor, "batch seq hidden"] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        where: Int[Tensor, " places"] | None = None,
         **_: Any,
     ) -> BaseModelOutput:
         """One vector a position, and on request what every layer holds and reads.
@@ -200,6 +206,7 @@ class Encoder(_Pretrained):
             inputs_embeds: rows in place of ``input_ids``, as the table would give them: for attribution and attacks.
             output_hidden_states: also the vectors before the first layer and after each, the last one normalised.
             output_attentions: also each layer's attention, [batch, heads, query, key], rows summing to 1.
+            where: places of the flattened batch; the last layer then computes, and the result holds, these alone.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, not both or neither")
@@ -212,8 +219,8 @@ class Encoder(_Pretrained):
         theta = self.config.rope_parameters["full_attention"]["rope_theta"]
         rotary = rotary_tables(position_ids, self.config.hidden_size // self.config.num_attention_heads, theta)
         states, weights = [x], [] if output_attentions else None
-        for layer in self.layers:
-            x = layer(x, rotary, mask, weights)
+        for index, layer in enumerate(self.layers, 1):
+            x = layer(x, rotary, mask, weights, where if index == len(self.layers) else None)
             states.append(x)
         states[-1] = x = self.final_norm(x)
         return BaseModelOutput(
@@ -284,11 +291,23 @@ class EncoderForMaskedLM(_Pretrained):
         return self.decoder(self.head(hidden.flatten(0, 1)[where])).float()
 
     def masked_loss(
-        self, input_ids: Int[Tensor, "batch seq"], labels: Int[Tensor, "batch seq"], **inputs: Tensor
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        labels: Int[Tensor, "batch seq"],
+        *,
+        narrow: bool = False,
+        **inputs: Tensor,
     ) -> tuple[Float[Tensor, ""], int]:
-        """(sum of losses, number of masked positions), with logits at masked positions alone."""
+        """(sum of losses, number of masked positions), with logits at masked positions alone.
+
+        ``narrow``: so is what the last layer does after its attention, which nobody reads elsewhere. The values are the
+        same; ``precision.flops`` counts the work without it.
+        """
         where, targets = scored_slots(labels)
-        hidden = self.model(input_ids, **inputs).last_hidden_state.flatten(0, 1)[where]
+        if narrow:
+            hidden = self.model(input_ids, where=where, **inputs).last_hidden_state
+        else:
+            hidden = self.model(input_ids, **inputs).last_hidden_state.flatten(0, 1)[where]
         logits = self.decoder(self.head(hidden)).float()
         return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum"), int((labels != IGNORE).sum())
 

@@ -60,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequence-length", type=_positive(int), default=128, help="tokens a row (default: 128)")
     parser.add_argument("--batch-size", type=_positive(int), default=32, help="rows a step (default: 32)")
     parser.add_argument("--learning-rate", type=_positive(float), help="default: chosen for the hidden size")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw",
+                        help="muon: for one process")  # fmt: skip
     parser.add_argument("--mask-rate", type=_rate, default=0.3, help="in training (default: 0.3)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                         help="of the matrix products (default: bf16 where the machine computes in it)")  # fmt: skip
@@ -146,6 +148,7 @@ def _run(arguments: argparse.Namespace) -> None:
         sequence_length=arguments.sequence_length,
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate or default_learning_rate(arguments.hidden_size),
+        optimizer=arguments.optimizer,
         mask_rate=arguments.mask_rate,
         precision=arguments.precision,
         seed=arguments.seed,

@@ -38,6 +38,7 @@ from sslcourse import tokenizer as wordpiece
 from sslcourse.checkpoint import DONE, Snapshot, State, Store, fingerprint
 from sslcourse.encoder import EncoderForMaskedLM
 from sslcourse.masking import IGNORE
+from sslcourse.optimizer import make_optimizer
 from sslcourse.recipe import Recipe
 from sslcourse.tape import MaskedRows, Tape, TapeOnDisk, held_out_rows, kept_tape
 
@@ -174,20 +175,12 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
     return recipe.learning_rate * shape
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW, fused, with decay on matrices only: norms and biases have no scale to keep small."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, recipe.beta2), fused=True)
-
-
 def train_step(
     model: EncoderForMaskedLM, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, recipe: Recipe
 ) -> Tensor:
     """One update; the batch's mean loss, still a tensor so that nothing waits for it."""
     with autocast(recipe, inputs.device):
-        loss_sum, count = model.masked_loss(inputs, labels)
+        loss_sum, count = model.masked_loss(inputs, labels, narrow=True)
     loss = loss_sum / max(count, 1)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

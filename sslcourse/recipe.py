@@ -26,6 +26,7 @@ class Recipe:
     learning_rate: float = 6e-3  # at the end of the warm-up
     schedule: str = "linear"  # or "cosine", "constant": what follows the warm-up
     warmup: float = 0.1  # share of the budget
+    optimizer: str = "adamw"  # or "muon": for the layers' matrices (sslcourse.optimizer)
     weight_decay: float = 0.01
     beta2: float = 0.98
     max_grad_norm: float = 1.0
@@ -44,6 +45,8 @@ class Recipe:
             raise ValueError(f"schedule={self.schedule!r} is unknown; choose linear, cosine or constant")
         if self.activation not in ACT2FN:
             raise ValueError(f"activation={self.activation!r} is unknown; choose silu, gelu, relu, ...")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer={self.optimizer!r} is unknown; choose adamw or muon")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r} is unknown; choose auto, fp32 or bf16")
         if not 0 <= self.warmup < 1:

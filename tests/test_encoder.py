@@ -159,11 +159,12 @@ def test_accelerate_trains(model, tokenizer):
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_masked_loss_is_the_dense_loss(model):
+@pytest.mark.parametrize("narrow", [False, True])
+def test_masked_loss_is_the_dense_loss(model, narrow):
     ids = torch.randint(5, 60, (4, 16))
     labels = torch.where(torch.rand(4, 16) < 0.3, ids, IGNORE)
     labels[0, 0] = 7
-    loss_sum, count = model.masked_loss(ids, labels)
+    loss_sum, count = model.masked_loss(ids, labels, narrow=narrow)
     assert count == int((labels != IGNORE).sum())
     assert torch.allclose(loss_sum / count, model(ids, labels=labels).loss, atol=1e-5)
     (loss_sum / count).backward()
