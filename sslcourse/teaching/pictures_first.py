@@ -43,6 +43,12 @@ def legible(token: str, most: int = 12) -> str:
     return "".join(char if char.isprintable() and _font().get_char_index(ord(char)) else GAP for char in short)
 
 
+def _title(figure: Figure, title: str) -> None:
+    """It may quote what a reader wrote."""
+    lines = [legible(line, most=110) for line in title.split("\n")]
+    figure.suptitle("\n".join(lines), fontsize=11, parse_math=False)
+
+
 def scored_sentence(
     text: Sequence[str], seen: Sequence[str], kinds: Sequence[str], losses: Sequence[float], *, title: str
 ) -> Figure:
@@ -73,7 +79,7 @@ def scored_sentence(
             for says, colour, hatch in KINDS.values()]  # fmt: skip
     keys.append(Patch(facecolor=GREY, edgecolor="0.6", label="no letter: not scored, adds nothing"))
     figure.legend(handles=keys, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    _title(figure, title)
     return figure
 
 
@@ -91,7 +97,13 @@ def _column(axis: Any, x: int, text: str, seen: str, kind: str, loss: float, top
 
 
 def fills_and_attention(
-    tokens: Sequence[str], weights: Any, place: int | None, fills: Sequence[tuple[str, float]], *, title: str, head: str
+    tokens: Sequence[str],
+    weights: Sequence[Sequence[float]],
+    place: int | None,
+    fills: Sequence[tuple[str, float]],
+    *,
+    title: str,
+    head: str,
 ) -> Figure:
     """Left: what the model would put at ``place``; right: which token reads which in one head of attention.
 
@@ -99,6 +111,7 @@ def fills_and_attention(
         weights: [query, key], each row summing to 1.
         place: the position of the blank, None if there is none; then ``title`` says what to do.
         fills: (token, probability), the most probable first.
+        head: what is said above the table.
     """
     import matplotlib.pyplot as plt
 
@@ -111,19 +124,20 @@ def fills_and_attention(
         left.bar_label(bars, [f"{100 * share:.1f} %" for _, share in fills], padding=3)
         left.set_yticks(range(len(fills)), [legible(token) for token, _ in fills], parse_math=False)
         left.invert_yaxis()
+        left.grid(axis="y", visible=False)
         left.set(xlabel="probability (%)", ylabel="most probable fills", xlim=(0, 125), xticks=range(0, 101, 25))
     _attention(right, tokens, weights, place)
     right.set_title(head, fontsize=11)
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    _title(figure, title)
     return figure
 
 
-def _attention(axis: Any, tokens: Sequence[str], weights: Any, place: int | None) -> None:
+def _attention(axis: Any, tokens: Sequence[str], weights: Sequence[Sequence[float]], place: int | None) -> None:
     """A square a pair, its weight in per cent where it is 10 or more; the blank's row in a frame."""
     from matplotlib.patches import Rectangle
 
     axis.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for query, row in enumerate(weights.tolist()):
+    for query, row in enumerate(weights):
         for key, weight in enumerate(row):
             if weight >= 0.1:
                 axis.text(key, query, f"{100 * weight:.0f}", ha="center", va="center", fontsize=7,
