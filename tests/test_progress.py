@@ -105,6 +105,19 @@ def test_the_table_says_what_is_done_and_what_comes_next(course):
     assert lines[-1] == f"2 of {every} exercises passed"
 
 
+def test_a_lesson_run_in_the_repository_shows_nobodys_record(capsys, monkeypatch):
+    """Lesson 00 prints the table of its own folder, and ``notebooks/`` holds no record: what is stored is no one's."""
+    monkeypatch.chdir(ROOT / "notebooks")
+    progress.record("0.1", True)
+    assert progress.main_progress(ROOT, Path.cwd()) == 0
+    said = capsys.readouterr().out
+    assert "\n0 of " in said
+    assert "no record yet in notebooks/" in said
+    assert "progress.main_progress(lesson.root, Path.cwd())" in (
+        ROOT / "notebooks" / "source" / "00_start_here.py"
+    ).read_text(encoding="utf-8")
+
+
 # --- reset
 
 

@@ -35,13 +35,14 @@ lesson = start("00_start_here", profile)
 
 # %%
 from collections import Counter, defaultdict
+from pathlib import Path
 import random
 import re
 
 import matplotlib.pyplot as plt
 
 from sslcourse import corpus, doctor
-from sslcourse.teaching import plots
+from sslcourse.teaching import plots, progress
 from sslcourse.teaching.checks import check, grade
 
 # %% [markdown]
@@ -423,6 +424,17 @@ print(f"{waste:.1%} of the positions would be padding")
 
 # %%
 print(f"this run: profile {lesson.profile}")
+
+# %% [markdown]
+# ## How far you are
+#
+# Each check in your copy notes in a file beside it how often you tried and on which day you passed. Nothing leaves your
+# machine. This is what the file says now: an `x` is an exercise that has passed, a point one that has not. Run the cell
+# again at any time, or ask in a terminal: `python -m sslcourse progress`. (In the lessons as they are published nobody
+# has passed anything: only copies that `make lab` has made keep a record.)
+
+# %%
+_ = progress.main_progress(lesson.root, Path.cwd())
 
 # %% [markdown]
 # ## Check yourself

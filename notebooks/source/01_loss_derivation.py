@@ -34,6 +34,7 @@ from sslcourse.teaching.lesson import start
 lesson = start("01_loss_derivation", profile)
 
 # %%
+import functools
 import itertools
 import math
 
@@ -46,6 +47,7 @@ import sslcourse.loss
 from sslcourse.masking import mask_tokens
 from sslcourse.teaching import plots
 from sslcourse.teaching.checks import check
+from sslcourse.teaching.widgets import Slider, live_picture
 
 torch.set_num_threads(1)  # the matrices of this lesson are too small to be worth sharing between cores
 
@@ -95,9 +97,9 @@ print(labels)
 #            = \underbrace{\log \sum_v e^{z_v}}_{\text{log-sum-exp}} - z_y
 # $$
 #
-# So no softmax is needed: one log-sum-exp and one look-up. That is also the safe way. $e^{800}$ overflows; but for
-# any number $m$, $\log \sum_v e^{z_v} = m + \log \sum_v e^{z_v - m}$, and with $m = \max_v z_v$ every exponent is at
-# most 0.
+# So no softmax is needed: one log-sum-exp and one look-up. That is also the safe way. $e^{800}$ overflows; but any
+# number can be taken out of all scores, and with the largest of them, $z_{\max} = \max_v z_v$, every exponent in
+# $\log \sum_v e^{z_v} = z_{\max} + \log \sum_v e^{z_v - z_{\max}}$ is at most 0.
 
 # %%
 def log_sum_exp(z):
@@ -253,9 +255,9 @@ check("1.2", logits_gradient)
 # Z$, the matrix that we just derived. The chain rule, one entry at a time:
 #
 # $$
-# \frac{\partial \hat L}{\partial W_{vk}} 
-#   = \sum_i \frac{\partial \hat L}{\partial Z_{iv}} \frac{\partial Z_{iv}}{\partial W_{vk}}
-#   = \sum_i G_{iv} H_{ik}
+# \frac{\partial \hat L}{\partial W_{vr}}
+#   = \sum_i \frac{\partial \hat L}{\partial Z_{iv}} \frac{\partial Z_{iv}}{\partial W_{vr}}
+#   = \sum_i G_{iv} H_{ir}
 # \;\Rightarrow\; \frac{\partial \hat L}{\partial W} = G^\top H,
 # \qquad \frac{\partial \hat L}{\partial H} = G W,
 # \qquad \frac{\partial \hat L}{\partial c} = \sum_i G_i
@@ -273,7 +275,7 @@ Z = H @ W.T + c
 by_autograd = torch.autograd.grad(masked_loss(Z, labels), [W, H, c])
 
 G = logits_grad_by_hand(Z.detach(), labels)
-by_chain_rule = [torch.einsum("biv,bik->vk", G, H), G @ W, G.sum((0, 1))]
+by_chain_rule = [torch.einsum("biv,bir->vr", G, H), G @ W, G.sum((0, 1))]
 errors = [(a - b).abs().max().item() for a, b in zip(by_chain_rule, by_autograd, strict=True)]
 lesson.record("loss-chain-rule-error", max(errors))
 
@@ -390,7 +392,7 @@ print(f"mean of batch means {mean_of_means:.3f} nats, mean over tokens {mean:.3f
 # | name | idea | update |
 # |---|---|---|
 # | SGD | go downhill | $w \leftarrow w - \eta g$ |
-# | momentum | keep some of the speed | $v \leftarrow \mu v + g,\quad w \leftarrow w - \eta v$ |
+# | momentum | keep some of the speed | $u \leftarrow \mu u + g,\quad w \leftarrow w - \eta u$ |
 # | Adam | divide by the gradient's usual size | $w \leftarrow w - \eta\, \hat m / (\sqrt{\hat s} + \epsilon)$ |
 # | AdamW | and shrink the weight | $w \leftarrow (1 - \eta\lambda) w - \eta \hat m / (\sqrt{\hat s} + \epsilon)$ |
 #
@@ -403,24 +405,24 @@ print(f"mean of batch means {mean_of_means:.3f} nats, mean over tokens {mean:.3f
 ETA, MU, BETA1, BETA2, EPS, LAMBDA = 0.05, 0.9, 0.9, 0.99, 1e-8, 0.1
 
 
-def direction(g, s):
-    """Adam's m-hat / (sqrt(s-hat) + eps); the dictionary s remembers t, m and s from step to step."""
-    s["t"] = s.get("t", 0) + 1
-    s["m"] = BETA1 * s.get("m", 0) + (1 - BETA1) * g
-    s["s"] = BETA2 * s.get("s", 0) + (1 - BETA2) * g**2
-    return s["m"] / (1 - BETA1 ** s["t"]) / ((s["s"] / (1 - BETA2 ** s["t"])).sqrt() + EPS)
+def direction(g, state):
+    """Adam's m-hat / (sqrt(s-hat) + eps); the dictionary remembers t, m and s from step to step."""
+    t = state["t"] = state.get("t", 0) + 1
+    m = state["m"] = BETA1 * state.get("m", 0) + (1 - BETA1) * g
+    s = state["s"] = BETA2 * state.get("s", 0) + (1 - BETA2) * g**2
+    return m / (1 - BETA1**t) / ((s / (1 - BETA2**t)).sqrt() + EPS)
 
 
-def momentum(w, g, s):
-    s["v"] = MU * s.get("v", 0) + g
-    return w - ETA * s["v"]
+def momentum(w, g, state):
+    state["u"] = MU * state.get("u", 0) + g
+    return w - ETA * state["u"]
 
 
 rules = {
-    "SGD": lambda w, g, s: w - ETA * g,
+    "SGD": lambda w, g, state: w - ETA * g,
     "momentum": momentum,
-    "Adam": lambda w, g, s: w - ETA * direction(g + LAMBDA * w, s),  # L2 in the loss: its gradient joins g
-    "AdamW": lambda w, g, s: (1 - ETA * LAMBDA) * w - ETA * direction(g, s),
+    "Adam": lambda w, g, state: w - ETA * direction(g + LAMBDA * w, state),  # L2 in the loss: its gradient joins g
+    "AdamW": lambda w, g, state: (1 - ETA * LAMBDA) * w - ETA * direction(g, state),
 }
 
 # %% [markdown]
@@ -512,12 +514,12 @@ def shrink(rule, scale, steps=400, copies=400):
     return means
 
 
-def l2(w, g, s):
-    return w - 0.01 * direction(g + LAMBDA * w, s)
+def l2(w, g, state):
+    return w - 0.01 * direction(g + LAMBDA * w, state)
 
 
-def decoupled(w, g, s):
-    return (1 - 0.01 * LAMBDA) * w - 0.01 * direction(g, s)
+def decoupled(w, g, state):
+    return (1 - 0.01 * LAMBDA) * w - 0.01 * direction(g, state)
 
 
 kinds = {"Adam + L2": l2, "AdamW": decoupled}
@@ -733,6 +735,86 @@ lesson.record("floor-package-error", (small.masked_posterior(tiny_inputs) - enum
 # %% [markdown]
 # `MarkovSource.masked_posterior` is the same for a whole batch, and `floor_losses` looks up $-\log P_i(x_i)$ at each
 # scored position.
+#
+# ### The floor against masks per window
+#
+# How low the loss can go depends on what is left to read. Move how many of the $32$ positions are scored, and how much
+# a token says about its neighbours: rows of $T$ that are drawn with a small *concentration* name the next token nearly
+# for sure, with a large one every token is about as likely as any other. The sliders need a running notebook and obey
+# the arrow keys; the picture is the one at their start.
+
+
+# %%
+def lowest_losses(chain, texts, rate, **recipe):
+    """(inputs, where they are scored, lowest expected loss at each position); the same dice at every rate."""
+    seen, wanted = corrupt(texts, torch.Generator().manual_seed(58), mask_rate=rate, **recipe)
+    posterior = chain.masked_posterior(seen, mask_rate=rate, **recipe)
+    return seen, wanted != -100, torch.special.entr(posterior).sum(-1)  # entr: -p log p
+
+
+ALL_MASKED, NUMBERS = {"mask_prob": 1.0, "random_prob": 0.0}, (1, 3, 5, 8, 12, 16, 20, 24, 28, 32)
+
+
+@functools.cache  # it does not depend on the slider of masks, so a move of that one answers at once
+def floor_curves(concentration):
+    """(chain, windows of it, {recipe: its floor for each of NUMBERS}), on average over windows and masks."""
+    table = sslcourse.floor.random_transition(
+        V, concentration=concentration, generator=torch.Generator().manual_seed(1)
+    )
+    chain = sslcourse.floor.MarkovSource(table)
+    windows, curves = chain.sample(256, LENGTH, torch.Generator().manual_seed(5)), {}
+    for name, recipe in (("100/0/0", ALL_MASKED), ("80/10/10", {})):
+        found = [lowest_losses(chain, windows, number / LENGTH, **recipe) for number in NUMBERS]
+        curves[name] = [float(lowest[where].mean()) for _, where, lowest in found]
+    return chain, windows, curves
+
+
+# %%
+def draw_window(ax, seen, where, lowest):
+    """One window: a bar at each scored position as high as its lowest expected loss, below it what is seen."""
+    at = where.nonzero().squeeze(1).tolist()
+    ax.bar(at, lowest[at].tolist(), color="C1", hatch="//", edgecolor="white")
+    ax.set_xticks(range(LENGTH), ["M" if token == MASK else token for token in seen.tolist()], fontsize=7)
+    ax.set(title="one window at 100/0/0: the floor at each scored position", xlim=(-0.6, LENGTH - 0.4))
+    ax.set_xlabel("what is seen at each position: a token's id, or M for [MASK]")
+    ax.grid(axis="x", visible=False)
+
+
+# %%
+def floor_figure(masks, concentration):
+    """Left: the floor against scored positions a window, for two recipes. Right: where in a window it comes from."""
+    chain, windows, curves = floor_curves(concentration)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, width_ratios=[1, 1.4])
+    for (name, curve), style in zip(curves.items(), ("s-C1", "o--C0"), strict=True):
+        left.plot(NUMBERS, curve, style, label=f"floor at {name}", markersize=4)
+    for ax in (left, right):
+        unigram = float(torch.special.entr(chain.initial).sum())
+        ax.axhline(unigram, color="black", linestyle=":", label="unigram")
+    left.axvline(masks, color="0.4", linewidth=1, label="the slider")
+    left.set(xlabel=f"scored positions a window of {LENGTH}, on average", ylabel="loss (nats)", ylim=(0, 2.9))
+    left.legend(fontsize=9, loc="lower right")
+    seen, where, lowest = lowest_losses(chain, windows[:1], masks / LENGTH, **ALL_MASKED)
+    draw_window(right, seen[0], where[0], lowest[0])
+    return fig
+
+
+# %%
+live_picture(
+    floor_figure,
+    alt="Left: the lowest possible loss rises with the number of scored positions in a window of 32, from what two "
+    "seen neighbours leave open up to the dotted unigram line. Right: one window; a bar at each scored position, low "
+    "between two seen neighbours, high inside a long gap.",
+    masks=Slider("scored positions a window, of 32", (1, 2, 3, 5, 8, 12, 16, 20, 24, 28, 32), start=8),
+    concentration=Slider("concentration (small: tokens tell their neighbours)", (0.1, 0.3, 1, 3, 30), start=0.3),
+)
+
+# %% [markdown]
+# *See:* few masks, and nearly each scored position has two seen neighbours: that is as low as it gets, and it is not
+# zero. More masks, and the gaps grow. Inside a long one nothing is near, and the floor comes up to the entropy of the
+# unigram, the dotted line, where a model that reads nothing stands. (What is seen can also leave more open than that,
+# at one position; on average it cannot.) So a loss is neither good nor poor without its mask rate. At a large
+# concentration the curve is flat: where tokens say nothing about each other, there is nothing to learn but frequencies.
+# Under 80/10/10 the floor is lower, since some of the scored tokens are left as they are.
 #
 # ### The other reading is not a bound
 #

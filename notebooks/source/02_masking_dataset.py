@@ -52,8 +52,9 @@ from torch.utils.data import Dataset
 import sslcourse.masking
 import sslcourse.tokenizer
 from sslcourse import corpus
-from sslcourse.teaching import plots
+from sslcourse.teaching import pictures_first, plots
 from sslcourse.teaching.checks import check
+from sslcourse.teaching.widgets import Slider, Text, live_picture
 
 torch.set_num_threads(1)  # tensors of this lesson are too small to be worth sharing between cores
 
@@ -414,6 +415,78 @@ _ = lesson.record("masking-planted-p-value", p_value(classes(tape, *by_mistake),
 
 # %% [markdown]
 # Both pass; five points too few `[MASK]` do not. The test has teeth.
+#
+# ### On your own sentence
+#
+# What does a position add to the loss? One that is not scored adds nothing. A scored one adds minus the logarithm of
+# the probability that its *original* token got. There is no model yet, so the losses here are those of the dumbest
+# guesser: each token's frequency in the training text, whatever stands around it.
+
+# %%
+counts_of = torch.bincount(torch.tensor([token for ids in train_ids for token in ids]), minlength=V) + 1
+frequency_loss = -(counts_of / counts_of.sum()).log()  # nats; one is added, so that no token is impossible
+
+
+def masked_by_lots(ids, mask_rate, mask_prob, random_prob, lots):
+    """(inputs, a letter a token: "" not scored, M, R or K); lots: [3, more than the tokens], uniform in [0, 1)."""
+    which, what, token = lots[:, : len(ids)]
+    scored = (ids > MASK) & (which < mask_rate)  # ids up to [MASK] are special: never scored
+    ordinary = MASK + 1 + (token * (V - MASK - 1)).long()
+    masked, replaced = scored & (what < mask_prob), scored & (what >= mask_prob) & (what < mask_prob + random_prob)
+    inputs = torch.where(masked, MASK, torch.where(replaced, ordinary, ids))
+    letters = ["M" if m else "R" if r else "K" if s else "" for m, r, s in zip(masked, replaced, scored)]
+    return inputs, letters
+
+
+# %%
+def sentence_figure(sentence, mask_rate, mask_share, random_share, dice, most=44):
+    """A sentence after masking and what each position adds to the loss; rates and shares in per cent."""
+    ids = torch.tensor(tokenizer(sentence, truncation=True, max_length=most)["input_ids"])
+    lots = torch.rand(3, most, generator=torch.Generator().manual_seed(dice))
+    kept_or_not = (100 - mask_share) * random_share / 100
+    inputs, letters = masked_by_lots(ids, mask_rate / 100, mask_share / 100, kept_or_not / 100, lots)
+    losses = [float(frequency_loss[i]) for i, letter in zip(ids, letters) if letter]
+    mean = f"{sum(losses) / len(losses):.2f} nats on average" if losses else "so there is no average"
+    unknown = int((ids == tokenizer.unk_token_id).sum())
+    left_out = len(sslcourse.tokenizer.encode(tokenizer, [sentence])[0]) + 2 - len(ids)
+    title = f"{mask_share}/{kept_or_not:g}/{100 - mask_share - kept_or_not:g} at a mask rate of {mask_rate} %: "
+    title += f"{len(losses)} of {int((ids > MASK).sum())} ordinary tokens scored, {mean}"
+    title += f"\n{unknown} × [UNK]: outside the alphabet, never scored" if unknown else ""
+    title += f"\ncut here, {left_out} more tokens" if left_out > 0 else ""
+    text, seen = tokenizer.convert_ids_to_tokens(ids), tokenizer.convert_ids_to_tokens(inputs)
+    shown = frequency_loss[ids].tolist()
+    return pictures_first.scored_sentence(text, seen, letters, shown, title=title)
+
+
+# %% [markdown]
+# Write a sentence, and move both decisions: which positions are scored (the mask rate), and what is shown there. The
+# third slider shares out what `[MASK]` leaves: at 50 half of it becomes a random token, half is kept. *Dice* draws
+# anew, as a dynamic mask does. The controls need a running notebook and obey the keyboard (Tab, arrow keys, Enter
+# after writing); the picture is the one at their start.
+
+# %%
+live_picture(
+    sentence_figure,
+    alt="A sentence of tokens in lines. Below each what the model sees; scored tokens carry a letter, M for [MASK], R "
+    "for a random token, K for a kept one, and a bar with their loss in nats; tokens that are not scored carry none.",
+    sentence=Text(
+        "your sentence",
+        start="The Great Rift Valley cuts through Kenya from north to south; in the east lies the Indian Ocean.",
+        strange=("", "日本の首都は東京です", "[MASK] costs $5 and $x_1$ & <b>100 %</b>", "uncharacteristically " * 200),
+    ),
+    mask_rate=Slider("mask rate: tokens that are scored (%)", (0, 5, 10, 15, 20, 30, 40, 50, 75, 100), start=15),
+    mask_share=Slider("of the scored, shown as [MASK] (%)", (0, 20, 40, 60, 80, 90, 100), start=80),
+    random_share=Slider("of the others, replaced at random (%)", (0, 25, 50, 75, 100), start=50),
+    dice=Slider("dice: draw anew", tuple(range(1, 17)), start=2),
+)
+
+# %% [markdown]
+# **What to see:** a bar stands where a letter stands, and nowhere else: all other positions are read, not asked. Rare
+# tokens have tall bars, frequent ones short bars, and the mean is over the bars alone. Raise the rate: the bars that
+# stood stay, and others join them, so more is asked and less is left to read. The shares change what is *shown*, and
+# no bar moves: this guesser looks at nothing. A model does look, and at a kept token (K) it would do best to copy.
+# A token that is `[UNK]` has no letter at any rate: it is special, like `[CLS]`. (▯ is a character that the picture's
+# font lacks.)
 #
 # ### Why 80/10/10, and not 100/0/0?
 #

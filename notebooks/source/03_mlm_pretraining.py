@@ -35,6 +35,7 @@ lesson = start("03_mlm_pretraining", profile)
 
 # %%
 import math
+import re
 import tempfile
 from collections import Counter
 from dataclasses import replace
@@ -49,8 +50,9 @@ from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
 from sslcourse.loss import bits_per_byte, perplexity
 from sslcourse.masking import IGNORE, MaskedLMDataset
 from sslcourse.pretraining import Recipe, Tape, evaluate, held_out_rows, pretrain, train_epoch
-from sslcourse.teaching import plots
+from sslcourse.teaching import pictures_first, plots
 from sslcourse.teaching.checks import check
+from sslcourse.teaching.widgets import Choice, Slider, Text, live_picture
 
 scratch = Path(tempfile.mkdtemp(prefix="lesson03-"))
 
@@ -69,10 +71,10 @@ for name, encoded in documents.items():
     print(f"{name:10s} {len(encoded):6,} passages {sum(map(len, encoded)):9,} tokens")
 
 # %% [markdown]
-# The held-out set is packed into rows of 128 and masked **once**: 15 % of the ordinary tokens (`[CLS]` and `[SEP]`
-# are never scored), 80/10/10, with a fixed seed. Unless the text says otherwise, every held-out loss in this lesson
-# is a mean over these same positions, so numbers can be compared. (The neighbour baseline leaves out the two ends of
-# each row.)
+# The held-out set is packed into rows of 128, and its masks are drawn **once**: 15 % of the ordinary tokens are scored
+# (`[CLS]` and `[SEP]` never are), 80/10/10, with a fixed seed. Unless the text says otherwise, every held-out loss in
+# this lesson is a mean over these same positions, so numbers can be compared. (The neighbour baseline leaves out the
+# two ends of each row.)
 
 # %%
 held_out = held_out_rows(documents["validation"], tokenizer, length=128)
@@ -156,7 +158,7 @@ print(f"two neighbours: {ngram_loss:.2f} nats")
 # none of them raises an error:
 #
 # 1. Nothing is masked, so the model is asked to copy what it sees.
-# 2. The epoch's loss is a mean of batch means. Batches hold unequal numbers of masked positions, so it is not the mean.
+# 2. The epoch's loss is a mean of batch means. Batches hold unequal numbers of scored positions, so it is not the mean.
 # 3. There is no clipping. One odd batch early on, while Adam's averages are young, can throw a run away.
 #
 # Here is the whole of it, mended.
@@ -168,16 +170,16 @@ def my_train_epoch(model, dataset, batch_size, optimizer, generator):
     loss_sum, count = 0.0, 0
     loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True, generator=generator)
     for batch in loader:
-        masked = int((batch["labels"] != IGNORE).sum())
-        if masked == 0:
+        scored_here = int((batch["labels"] != IGNORE).sum())
+        if scored_here == 0:
             continue  # nothing was asked, so there is nothing to learn
         optimizer.zero_grad()
         loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        loss_sum += loss.item() * masked  # the sum, not the mean
-        count += masked
+        loss_sum += loss.item() * scored_here  # the sum, not the mean
+        count += scored_here
     return loss_sum / count
 
 
@@ -222,21 +224,21 @@ assert before_training.loss > unigram_loss  # it does not even know the frequenc
 # ### Exercise 3.1 — Evaluate unequal batches · ★★☆ · 8 minutes
 #
 # You get a list of `(logits, labels)`; labels are -100 where nothing is scored. Return the mean loss and the accuracy
-# over all masked positions of all batches together.
+# over all scored positions of all batches together.
 
 
 # %% tags=["exercise"]
 def evaluate_batches(batches):
-    """[(logits [b, s, V], labels [b, s]), ...] -> (mean loss in nats, accuracy), both over masked positions only.
+    """[(logits [b, s, V], labels [b, s]), ...] -> (mean loss in nats, accuracy), both over scored positions only.
 
-    Numbers or 0-d tensors; the accuracy is a share between 0 and 1. Batches differ in size. One may have nothing masked
+    Numbers or 0-d tensors; the accuracy is a share between 0 and 1. Batches differ in size. One may have nothing scored
     at all, but never every one.
     """
     ### BEGIN SOLUTION
     loss_sum, hits, count = 0.0, 0, 0
     for logits, labels in batches:
-        masked = labels != -100
-        scores, targets = logits[masked], labels[masked]
+        scored = labels != -100
+        scores, targets = logits[scored], labels[scored]
         loss_sum += F.cross_entropy(scores, targets, reduction="sum")
         hits += (scores.argmax(-1) == targets).sum()
         count += len(targets)
@@ -249,8 +251,8 @@ check("3.1", evaluate_batches)
 
 # %% [markdown] tags=["hints"]
 # <details><summary>Hint 1</summary>Keep three running numbers: the sum of losses, the number of hits, the number of
-# masked positions.</details>
-# <details><summary>Hint 2</summary><code>logits[labels != -100]</code> has one row for each masked position, whatever
+# scored positions.</details>
+# <details><summary>Hint 2</summary><code>logits[labels != -100]</code> has one row for each scored position, whatever
 # the shape of the batch.</details>
 # <details><summary>Hint 3</summary><code>F.cross_entropy(..., reduction="sum")</code> of nothing is 0; the mean of
 # nothing is nan.</details>
@@ -270,7 +272,7 @@ lesson.record("encoder-parameters", parameters)
 print(f"{parameters:,} weights, {table:,} of them in the embedding table, which is also the output layer")
 
 # %% [markdown]
-# One thing in it pays at once. We train with masks on 30 % of the positions (more questions a sentence; evaluation
+# One thing in it pays at once. In training we score 30 % of the positions (more questions a sentence; evaluation
 # stays at 15 %). So why compute 4096 logits at the other 70 %? `masked_logits` gathers the scored positions *before*
 # the head. Same values, a fraction of the work.
 
@@ -342,8 +344,8 @@ plots.show(
 
 # %% [markdown]
 # What to see: the article's rate has not even learnt the frequencies. A rate ten times too large reaches the plateau
-# and hardly leaves it. Between the two, rate and schedule belong together: held constant, 6e-3 loses to 1e-3; with
-# warm-up and decay it beats every other run, and it leads from the first point on.
+# and hardly leaves it. Between the two, rate and schedule belong together: compare the two runs at 6e-3, which differ
+# in nothing but the schedule.
 
 # %%
 final = {name: history[-1]["loss"] for name, history in curves.items()}
@@ -484,7 +486,7 @@ axis.axhline(unigram_loss, color="grey", linestyle=":", label="unigram baseline"
 axis.axhline(ngram_loss, color="grey", linestyle="-.", label="two neighbours, counted")
 axis.set_xlim(left=0)
 axis.set(
-    xlabel="minutes of training", ylabel="loss (nats per masked token)", title="Pretraining, with what counting can do"
+    xlabel="minutes of training", ylabel="loss (nats per scored token)", title="Pretraining, with what counting can do"
 )
 axis.legend()
 plots.show(
@@ -503,7 +505,7 @@ plots.show(
 # {{pretrained-accuracy}} % of the time. Counting neighbours ends at {{neighbour-loss}}.
 #
 # The training loss lies *above* the held-out loss all the way. That is no mistake. In training 30 % of the tokens are
-# masked, in evaluation 15 %, so training asks harder questions; and each point is an average over the steps since the
+# scored, in evaluation 15 %, so training asks harder questions; and each point is an average over the steps since the
 # last one, most of them made by worse weights. Never compare two losses before you know what each is a mean of.
 
 # %% [markdown]
@@ -544,6 +546,91 @@ for sentence in blanks:
 # Before training, the network copies: its first guess is always `[MASK]`, the token that it sees, and every guess has a
 # probability of nearly 0. After it, much of the grammar is in place, and so is what the factbook always says. Do not
 # expect *facts* about one country: the model has a million weights and has read the text a handful of times.
+#
+# ### Your sentence, your checkpoint
+#
+# Ask it yourself, and look at where it looks. **Attention** is a table for each head of each layer: a row says from
+# which tokens one token takes what it needs, and adds up to 100 %.
+
+
+# %%
+def with_blank(sentence, hide):
+    """(the sentence with its word number ``hide`` as [MASK], that word, how many [MASK] stand before it)."""
+    sentence = re.sub(r"\[mask\]", "[MASK]", sentence, flags=re.IGNORECASE)
+    words = list(re.finditer(r"\[MASK\]|\w[\w'’-]*", sentence))
+    if not 0 < hide <= len(words):
+        return sentence, "", 0
+    start, end = words[hide - 1].span()
+    return sentence[:start] + "[MASK]" + sentence[end:], sentence[start:end], sentence[:start].count("[MASK]")
+
+
+def as_row(sentence, number, most=20):
+    """(ids with [CLS] and [SEP], place of the [MASK] of that number or None, tokens that were cut off around it)."""
+    pieces = wordpiece.encode(tokenizer, [sentence])[0]
+    blanks = [i for i, piece in enumerate(pieces) if piece == tokenizer.mask_token_id]
+    place = blanks[number] if blanks else None
+    first = max(0, min((place or 0) - most // 2, len(pieces) - most))
+    ids = [tokenizer.cls_token_id, *pieces[first : first + most], tokenizer.sep_token_id]
+    return torch.tensor([ids]), None if place is None else place - first + 1, len(pieces) + 2 - len(ids)
+
+
+# %%
+heads = {
+    f"layer {layer + 1}, head {head + 1}": (layer, head)
+    for layer in range(run.model.config.num_hidden_layers)
+    for head in range(run.model.config.num_attention_heads)
+}
+
+
+@torch.no_grad()
+def blank_figure(sentence, hide, head):
+    """The five most probable tokens for the blank, and what each token reads in one head of one layer."""
+    masked, hidden, number = with_blank(sentence, hide)
+    ids, place, cut = as_row(masked, number)
+    found = run.model(ids.to(run.model.device), output_attentions=True)
+    layer, which = heads[head]
+    fills, title = [], f"hidden (✓): {hidden}" if hidden else "the first [MASK] of the sentence"
+    if place is None:
+        title = "There is no [MASK] to fill: write one in place of a word, or hide a word by its number"
+        title += f"\n(the sentence has no word number {hide})" if hide else ""
+    else:
+        share, tokens = found.logits[0, place].float().softmax(-1).topk(5)
+        named = [f"✓ {name}" if name == hidden.lower() else name for name in tokenizer.convert_ids_to_tokens(tokens)]
+        fills = list(zip(named, share.tolist()))
+    unknown = int((ids == tokenizer.unk_token_id).sum())
+    title += f"\n{unknown} × [UNK]: outside the alphabet" if unknown else ""
+    title += f"\n{cut} tokens further off are cut away" if cut else ""
+    names = tokenizer.convert_ids_to_tokens(ids[0].tolist())
+    weights = found.attentions[layer][0, which].tolist()
+    return pictures_first.fills_and_attention(names, weights, place, fills, title=title, head=head)
+
+
+# %% [markdown]
+# Write a sentence; hide one of its words by its number, or write `[MASK]` yourself; choose a head. The controls need a
+# running notebook and obey the keyboard (Tab, arrow keys, Enter after writing); the picture is the one at their start.
+# The model reads at most 20 tokens around the blank here, so that the table stays legible.
+
+# %%
+live_picture(
+    blank_figure,
+    alt="Left: bars with the probabilities of the five most probable tokens for the hidden word. Right: a square "
+    "table, token that reads by token that is read, darker where more is read; the row of the blank stands in a frame.",
+    sentence=Text(
+        "your sentence",
+        start="members are directly elected by popular vote to serve five-year terms",
+        strange=("", "[MASK]", "$x_1$ is [MASK], 日本 [MASK] & नमस्ते", "the government of the republic " * 60),
+    ),
+    hide=Slider("hide word number (0: none, only your own [MASK])", tuple(range(16)), start=4),
+    head=Choice("who reads whom in", tuple(heads), start=list(heads)[-1]),
+)
+
+# %% [markdown]
+# What to see: hide one word after the other. Where the neighbours settle what must stand there, one bar is tall; where
+# many words would do, all are short. The loss is minus the logarithm of the right word's share (✓), and large where the
+# right word is not among the five. A blank holds one *token*: a word that the tokenizer cuts into pieces cannot be
+# filled in whole. On the right, the framed row shows what the blank reads. Heads differ, and none of them need mean
+# anything that has a name. Attention says where a head *looks*; whether the answer depends on it is another question,
+# and lesson 09 asks it.
 
 # %% [markdown]
 # ## When to stop
