@@ -54,6 +54,7 @@ from sslcourse.precision import FORMATS, LossScaler, Session, round_to
 from sslcourse.pretraining import Recipe, Tape, has_bf16, learning_rate
 from sslcourse.teaching import plots
 from sslcourse.teaching.checks import check
+from sslcourse.teaching.widgets import Slider, live_picture
 
 device = "cuda" if lesson.profile == "gpu" else "cpu"
 if device == "cuda" and not torch.cuda.is_available():
@@ -220,8 +221,8 @@ def round_mantissa(x, bits):
 check("5.1", round_mantissa)
 
 # %% [markdown] tags=["hints"]
-# <details><summary>Hint 1</summary>Between $2^e$ and $2^{e+1}$ there are $2^{\text{bits}}$ numbers. How far apart are
-# they?</details>
+# <details><summary>Hint 1</summary>Between a power of two and the next there are $2^{\text{bits}}$ numbers. How far
+# apart are they?</details>
 # <details><summary>Hint 2</summary><code>torch.frexp(x)</code> gives the exponent without a logarithm, but its mantissa
 # lies between 0.5 and 1, so its exponent is one more than ours.</details>
 # <details><summary>Hint 3</summary><code>torch.round</code> takes ties to the even whole number: just what is
@@ -258,6 +259,86 @@ print("torch:", torch.tensor([500.0, 1e6]).to(torch.float8_e4m3fn).float().tolis
 print("ours: ", round_to(torch.tensor([500.0, 1e6]), "fp8_e4m3").tolist(), "(overflow='saturate')")
 
 # %% [markdown]
+# ### A number of your own
+#
+# Choose a number by its first digits and its power of ten, and see its bits in four formats, what it becomes, and by
+# how much it is off. The sliders need a running notebook and obey the arrow keys; the picture is the one at their
+# start.
+
+
+# %%
+def bits_of(x, format):
+    """(the number that x becomes, its bits as text: sign, exponent, mantissa)."""
+    rounded = round_to(torch.tensor(x, dtype=torch.float64), format)
+    whole = int(rounded.to(format.dtype).view(torch.uint8 if format.bits == 8 else torch.int16))
+    bits = f"{whole % 2**format.bits:0{format.bits}b}"
+    return float(rounded), bits[0], bits[1 : 1 + format.exponent_bits], bits[1 + format.exponent_bits :]
+
+
+def in_words(x, rounded, format):
+    """What has become of x > 0."""
+    if rounded == float("inf"):
+        return f"overflow: the largest number is {format.max:.6g}"
+    if x - format.max > format.spacing(format.max) / 2:
+        return f"overflow: it stops at {format.max:.6g}, the largest number"
+    if rounded == 0:
+        return f"underflow: the smallest number over 0 is {format.min_subnormal:.2g}"
+    small = "subnormal, few bits left: " if rounded < format.min_normal else ""
+    return small + ("exact" if rounded == x else f"off by {100 * abs(rounded / x - 1):.2g} %")
+
+
+# %%
+def draw_bits(axis, row, format, fields):
+    """A row of boxes; the point between exponent and mantissa stands at 0 in every row."""
+    places = (-format.exponent_bits - 1.8, -format.exponent_bits - 0.4, 0.0)
+    for field, place, colour, what in zip(fields, places, (4, 1, 5), ("sign", "exponent", "mantissa")):
+        shades = [(plots.COLOURS[colour], 0.9 if bit == "1" else 0.3) for bit in field]
+        lefts = [place + at + 0.04 for at in range(len(field))]
+        axis.barh([-row] * len(field), 0.92, left=lefts, height=0.5, color=shades, edgecolor="black")
+        for left, bit in zip(lefts, field):
+            axis.text(left + 0.46, -row, bit, ha="center", va="center", family="monospace")
+        if row == 0:
+            axis.text(place + len(field) / 2, 0.42, what, ha="center", fontsize=10)
+
+
+def format_figure(digits, power):
+    """digits · 10^power in four formats: bits, value, error."""
+    x = float(f"{digits}e{power}")
+    figure = plt.figure(figsize=(11, 4), layout="none")  # its own layout, which is quick to draw
+    axis = figure.add_axes((0, 0, 1, 0.9))
+    for row, name in enumerate(("bf16", "fp16", "fp8_e5m2", "fp8_e4m3")):
+        format = FORMATS[name]
+        rounded, *fields = bits_of(x, format)
+        draw_bits(axis, row, format, fields)
+        value, stored = f"{rounded:.6g}", int(fields[1], 2)
+        if 0 < rounded < float("inf"):
+            significand = (stored > 0) + int(fields[2], 2) / 2**format.mantissa_bits
+            value += f" = {significand:.6g} · $2^{{{max(stored, 1) - format.bias}}}$"
+        axis.text(-10.4, -row, name.replace("_", " "), ha="right", va="center", weight="bold")
+        axis.text(10.9, -row + 0.13, value, va="center", weight="bold")
+        axis.text(10.9, -row - 0.19, in_words(x, rounded, format), va="center", fontsize=10)
+    axis.set(xlim=(-13.3, 23), ylim=(-3.5, 0.75), title=f"x = {x:.6g}")
+    axis.axis("off")
+    return figure
+
+
+# %%
+live_picture(
+    format_figure,
+    alt="A number as bits in bf16, fp16, fp8 e5m2 and fp8 e4m3: boxes for sign, exponent and mantissa, beside them the "
+    "number that it is rounded to and how far that is off. At the start it is 0.1, which no format holds: bf16 is off "
+    "by 0.098 %, fp16 by 0.024 %, e5m2 by 6.2 %, e4m3 by 1.6 %.",
+    digits=Slider("first digits", (1, 1.001, 1.1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 4.48, 5, 6, 6.55, 7, 8, 9), start=1),
+    power=Slider("power of ten", (-41, -40, -38, -30, -20, -15, *range(-10, 7), 10, 20, 30, 38, 39), start=-1),
+)
+
+# %% [markdown]
+# What to see: as the power of ten moves, the exponent counts and the relative error of a format stays about the same,
+# until the format ends. Go down: e4m3 ends first, bf16 last, and before each end the leading 1 is lost and the error
+# grows. Go up: the last numbers are $448$ (e4m3), $57{,}344$ (e5m2), $65{,}504$ (fp16), and only bf16 goes on. As the
+# first digits move, the mantissa counts: $1.001$ is $1$ everywhere but in fp16, while $1.25$ is exact everywhere, at a
+# power of ten of 0.
+#
 # ## Where gradients live
 #
 # Which of these ranges does training need? We take the encoder that lesson 03 pretrained, one real masked batch, and
@@ -314,12 +395,14 @@ plots.show(figure, alt="Histograms of the logarithm of three kinds of gradient o
 # %% [markdown]
 # What to see: the bars below show what each format can hold (bf16's goes on far to the left and right). Left of the
 # dotted line at $2^{-25}$ a number becomes 0 in fp16: it is less than half of the smallest one, $2^{-24}$. The
-# gradients of the logits lie mostly there. They are $(p - \text{one-hot})/n$ (lesson 01): a small probability divided
-# by the number of masked positions. On the right, half of fp16's range is empty.
+# gradients of the logits lie furthest to the left. They are $\mathrm{softmax}(z) - \text{one-hot}(y)$, divided by the
+# number of scored positions (lesson 01): mostly a small probability, made smaller still. In the stored run most of them
+# are left of the line. (In the profile `quick` the encoder is hardly trained. It gives every token about the same
+# probability, so they are narrow hills, and few are so small.) On the right, half of fp16's range is empty.
 #
-# So move the numbers! Multiply the loss by $S$, and by the chain rule every gradient is $S$ times as large; divide by
-# $S$ at the end, in fp32. That is **loss scaling**. With $S$ a power of two only exponents change, and nothing is
-# rounded.
+# So move the numbers! Multiply the loss by a scale $c$, and by the chain rule every gradient is $c$ times as large;
+# divide by $c$ at the end, in fp32. That is **loss scaling**. With $c$ a power of two only exponents change, and
+# nothing is rounded.
 
 # %%
 scales = range(0, 33, 2)
@@ -348,10 +431,48 @@ if lesson.profile != "quick":
     lesson.record("bf16-lost", 100 * bf16_lost)
 
 # %% [markdown]
-# What to see: without a scale fp16 loses {{fp16-lost-logits}} % of the nonzero gradients of the logits and
-# {{fp16-lost-weights}} % of the weights'. With the usual first scale of $2^{16}$ these are
+# What to see, in the stored run: without a scale fp16 loses {{fp16-lost-logits}} % of the nonzero gradients of the
+# logits and {{fp16-lost-weights}} % of the weights'. With the usual first scale of $2^{16}$ these are
 # {{fp16-lost-logits-scaled}} % and {{fp16-lost-weights-scaled}} %. (What is still lost of the logits' are tokens that
 # the model gives next to no probability.) Too large a scale overflows. bf16 loses none: it needs no scale.
+#
+# Push the gradients into fp16's range yourself. The slider needs a running notebook and obeys the arrow keys; the
+# picture is the one at its start, without a scale.
+
+# %%
+borders = torch.arange(-81.0, 6.0)  # whole numbers, so that a scale moves the hills by whole bins
+hills = {name: torch.histogram(values.abs().log2().clamp(-80.5, 4.5), borders).hist
+         for name, values in gradients.items()}  # fmt: skip
+
+
+def scale_figure(power):
+    """The gradients of a loss that was multiplied by 2^power, against what fp16 can hold."""
+    figure, axis = plt.subplots(figsize=(9, 4))
+    axis.axvspan(-25, 16, color=plots.COLOURS[5], alpha=0.25, label="what fp16 can hold")
+    for (name, counts), style in zip(hills.items(), ("-", "--", ":")):
+        shares = 100 * counts / counts.sum()
+        gone = float(shares[borders[1:] + power <= -25].sum())
+        label = f"of the {name}: {gone:.1f} % become 0"
+        axis.stairs(shares, borders + power, label=label, linestyle=style, linewidth=2)
+    bursts = bool(round_to(largest * 2.0**power, "fp16").isinf())
+    verdict = "some gradient OVERFLOWS, the step is lost" if bursts else "no gradient overflows"
+    axis.set(xlabel="$\\log_2$ |gradient of the scaled loss|", ylabel="gradients (%)", xlim=(-80, 40))
+    axis.set_title(f"scale $2^{{{power}}}$: {verdict}")
+    axis.legend(loc="upper left", fontsize=9)
+    return figure
+
+
+# %%
+live_picture(
+    scale_figure,
+    alt="Three hills of gradients over a band that shows what fp16 can hold. A slider moves the hills to the right by "
+    "the loss scale; the legend says how many become 0 on the left of the band, the title whether any overflows.",
+    power=Slider("log2 of the loss scale", tuple(range(0, 33, 2)), start=0),
+)
+
+# %% [markdown]
+# What to see: all hills move together, and none changes its shape. The right end of the widest hill decides how far one
+# may go: from some scale on a gradient overflows, and the title says so. A good scale stands a little before that.
 #
 # But these are counts, and the lost ones are the smallest. Do they *matter*? Send the gradient of the logits through
 # the format, finish the backward pass in fp32, and see how far the gradient of the weights is off.
@@ -391,7 +512,7 @@ if lesson.profile != "quick":
 #
 # ## A scale that finds itself
 #
-# Which $S$? It depends on the model and changes in training. So try: when a gradient is `inf` or `nan`, the scale was
+# Which scale? It depends on the model and changes in training. So try: when a gradient is `inf` or `nan`, the scale was
 # too large. Skip that step and halve the scale. After a long stretch of good steps, double it.
 #
 # ### Exercise 5.2 — The scale's history · ★★☆ · 8 minutes
@@ -1005,7 +1126,7 @@ print(f"largest difference of a loss: {gap:.1e}")
 # A training step holds four things. The **weights**, the **gradients** and AdamW's **two averages**: in fp32 that is
 # $4 + 4 + 8 = 16$ bytes a weight, whatever the batch. And the **activations**: what the forward pass must keep for the
 # backward pass. They grow with the batch, and they can be counted op by op. A linear map keeps its input. A norm keeps
-# its input and two numbers a row. The MLP of one layer, for $n$ tokens in fp32:
+# its input and two numbers a row. The MLP of one layer, for `n` tokens in fp32:
 
 # %%
 n, hidden, inner = 6 * 32, 64, 128
@@ -1045,15 +1166,15 @@ print(f"largest error of a term, {len(shapes)} shapes in 3 precisions: {worst:.2
 # Term by term, for one step of the race's encoder in fp32 and under autocast:
 
 # %%
-config, masked = wide.config(), int((batches[0][1] != IGNORE).sum())
+config, scored = wide.config(), int((batches[0][1] != IGNORE).sum())
 count, length = batches[0][0].shape
-terms = {kind: precision.activation_terms(config, count, length, masked, kind) for kind in ("fp32", "bf16")}
-print(f"{count} x {length} tokens, {masked} of them masked; MB{'':13s} fp32    bf16")
+terms = {kind: precision.activation_terms(config, count, length, scored, kind) for kind in ("fp32", "bf16")}
+print(f"{count} x {length} tokens, {scored} of them scored; MB{'':13s} fp32    bf16")
 for name in terms["fp32"]:
     print(f"{name:36s} {terms['fp32'][name] / 1e6:9.3f} {terms['bf16'][name] / 1e6:7.3f}")
 
 # %%
-predict = partial(precision.memory, config, 16, 128, round(0.3 * 16 * 128))  # 30 % of the tokens masked
+predict = partial(precision.memory, config, 16, 128, round(0.3 * 16 * 128))  # 30 % of the tokens scored
 figure, axis = plt.subplots(figsize=(8, 3.8))
 kinds = ["fp32", "bf16", "pure_bf16_kahan", "pure_bf16_stochastic"]
 parts = {kind: predict(kind) for kind in kinds}
@@ -1119,7 +1240,7 @@ for _ in range(lesson.choose(quick=1, full=9)):  # in turns
         ratios.append(precision.seconds(gradient_step, 1, device) / plain_time)
 low, longer, high = precision.quartiles(ratios)
 extra = precision.flops(config, *inputs.shape, 0, training=False)  # the layers forward, no head
-expected = 1 + extra / precision.flops(config, *inputs.shape, masked)
+expected = 1 + extra / precision.flops(config, *inputs.shape, scored)
 lesson.record("checkpointing-gradient-difference", gap)
 lesson.record("checkpointing-saving", 1 - again[1] / plain[1])
 if lesson.profile == "full":
@@ -1137,8 +1258,8 @@ print(f"kept {plain[1] / 1e6:.1f} -> {again[1] / 1e6:.1f} MB, peak {plain[2] / 1
 #
 # ## How much of the machine do we use?
 #
-# A matrix of $n$ weights costs $2n$ operations a token on the way forward, and twice that on the way back. Attention
-# has two products more, of $2 S H$ each. So training costs, for a token,
+# A matrix costs two operations for each of its weights, a token, on the way forward, and twice that on the way back.
+# Attention has two products more, of $2 S H$ each ($S$ is the length of a row). So training costs, for a token,
 #
 # $$ 6\,[L(4H^2 + 3HF) + p\,(VH + H^2)] + 12\,L H S, $$
 #
@@ -1149,7 +1270,7 @@ print(f"kept {plain[1] / 1e6:.1f} -> {again[1] / 1e6:.1f} MB, peak {plain[2] / 1
 
 # %%
 counted = precision.counted_flops(lambda: session.forward(inputs, labels).backward())
-predicted = precision.flops(config, *inputs.shape, filled_up(masked))
+predicted = precision.flops(config, *inputs.shape, filled_up(scored))
 lesson.record("flops-difference", abs(counted / predicted - 1))
 dense = precision.flops(config, *inputs.shape, None)
 print(f"one step: {predicted / 1e9:.2f} GFLOP by formula, {counted / 1e9:.2f} counted; "
@@ -1246,9 +1367,9 @@ for kind in ("fp32", half):
         ("LayerNorm", kind): elementwise(lambda t: F.layer_norm(t, (hidden,)), (tokens, hidden), 1, 7, dtype),
         ("SiLU gate", kind): elementwise(lambda a, b: F.silu(a) * b, (tokens, inner), 2, 6, dtype),
         ("residual", kind): elementwise(torch.add, (tokens, hidden), 2, 1, dtype),
-        ("log-softmax", kind): elementwise(lambda t: t.log_softmax(-1), (masked, config.vocab_size), 1, 5, dtype),
+        ("log-softmax", kind): elementwise(lambda t: t.log_softmax(-1), (scored, config.vocab_size), 1, 5, dtype),
         ("Wqkv", kind): product(tokens, hidden, 3 * hidden, dtype),
-        ("decoder", kind): product(masked, hidden, config.vocab_size, dtype),
+        ("decoder", kind): product(scored, hidden, config.vocab_size, dtype),
         ("attention", kind): (partial(F.scaled_dot_product_attention, query, query, query),
                               4 * count * length**2 * hidden, 4 * query.nbytes),
     }  # fmt: skip

@@ -58,6 +58,7 @@ from sslcourse.pretraining import Recipe, Tape, evaluate, held_out_rows, learnin
 from sslcourse.quantization import Int8Linear, OnnxModel, fake_copy, int8_copy, quantize, sqnr
 from sslcourse.teaching import plots
 from sslcourse.teaching.checks import check
+from sslcourse.teaching.widgets import Choice, Slider, live_picture
 
 full = lesson.profile != "quick"
 scratch = tempfile.TemporaryDirectory(prefix="lesson07-")  # gone with the kernel
@@ -86,13 +87,13 @@ held_out = held_out_rows(held_out, tokenizer, 128)
 
 
 def loss_of(model):
-    """Held-out loss in nats a masked token; the same rows and masks for every model of this lesson."""
+    """Held-out loss in nats a scored token; the same rows and masks for every model of this lesson."""
     return evaluate(model, held_out).loss
 
 
 exact_loss = loss_of(model)
-masked = int((held_out.labels != IGNORE).sum())
-print(f"fp32: {exact_loss:.4f} nats on {masked:,} masked tokens; {quantization.disk_bytes(model) / 1e6:.2f} MB")
+scored = int((held_out.labels != IGNORE).sum())
+print(f"fp32: {exact_loss:.4f} nats on {scored:,} scored tokens; {quantization.disk_bytes(model) / 1e6:.2f} MB")
 
 # %% [markdown]
 # ## A grid of whole numbers
@@ -185,6 +186,105 @@ check("7.1", affine_int8)
 # <details><summary>Hint 3</summary>Clamp before you convert to int8: 128 as an int8 is -128.</details>
 
 # %% [markdown]
+# ### A grid of your own
+#
+# Must the grid reach the largest weight? A smaller scale has finer steps, and what lies beyond the ends is **clipped**:
+# it goes to the end. Choose a scale, as a share of the one that reaches minimum and maximum, move the zero point, and
+# look at the error. The controls need a running notebook and obey the keyboard; the picture is the one at their start.
+
+
+# %%
+def put_on_grid(x, bits, share, moved):
+    """(x after rounding, where it was clipped, all numbers of the grid, zero point) of an affine grid.
+
+    share: of the scale that reaches minimum and maximum. moved: the zero point's shift in % of the grid.
+    """
+    bottom, top = quantization.limits(bits, symmetric=False)
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    scale = (high - low) / (top - bottom)
+    zero = round(bottom - low / scale) + round(moved / 100 * 2**bits)
+    zero, scale = min(max(zero, bottom), top), share * scale  # 0 stays on the grid
+    level = torch.round(x / scale) + zero
+    clipped = (level < bottom) | (level > top)
+    return (level.clamp(bottom, top) - zero) * scale, clipped, (torch.arange(bottom, top + 1) - zero) * scale, zero
+
+
+def errors(x, *grid):
+    """Mean squared error by (rounding, clipping); the two add up to the whole."""
+    back, clipped, _, _ = put_on_grid(x, *grid)
+    squares = (x - back).square()
+    return float((squares * ~clipped).mean()), float((squares * clipped).mean())
+
+
+# %%
+SHOWN = {"layer 1, mlp.Wi": matrices["model.layers.1.mlp.Wi"], "head.dense": matrices["head.dense"]}
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)
+EDGES = {"left": 0.07, "right": 0.985, "bottom": 0.11, "top": 0.9, "wspace": 0.24, "hspace": 0.4}
+
+
+def draw_errors(axis, x, bits, share, moved):
+    """Rounding and clipping against the scale, and where we stand."""
+    rounding, clipping = zip(*(errors(x, bits, one, moved) for one in SHARES))
+    both = [sum(pair) for pair in zip(rounding, clipping)]
+    for values, style, label in ((both, "-", "both"), (rounding, "--", "rounding"), (clipping, ":", "clipping")):
+        axis.loglog(SHARES, [value or float("nan") for value in values], style, label=label)
+    axis.plot(share, both[SHARES.index(share)], "o", color="black", markersize=9, label="this grid")
+    axis.set_xticks((0.02, 0.1, 0.5, 1, 2), ("0.02", "0.1", "0.5", "1", "2"))
+    axis.set(xlabel="scale (share of the one that reaches all)", ylabel="mean squared error",
+             ylim=(min(both) / 30, 3 * max(both)))  # fmt: skip
+    axis.minorticks_off()
+    axis.legend(fontsize=9)
+    rounded, cut = errors(x, bits, share, moved)
+    noise = 10 * float(torch.log10(x.square().mean() / (rounded + cut)))
+    parts = f"rounding {rounded:.2g} + clipping {cut:.2g}"
+    axis.set_title(f"error {rounded + cut:.2g} ({noise:.1f} dB)\n= {parts}", fontsize=10)
+
+
+# %%
+def grid_figure(which, bits, share, moved):
+    """Real weights, the grid under them, what they become, and the error."""
+    x = SHOWN[which]
+    back, clipped, numbers, zero = put_on_grid(x, bits, share, moved)
+    figure = plt.figure(figsize=(11, 4.8), layout="none")  # its own layout, which is quick to draw
+    at = figure.subplot_mosaic([["above", "error"], ["below", "error"]], width_ratios=(3, 2), gridspec_kw=EDGES)
+    at["above"].hist(x.flatten().numpy(), bins=100, color=plots.COLOURS[5])
+    at["above"].set_title(f"{which}: {100 * clipped.float().mean():.2f} % of {x.numel():,} weights are clipped")
+    found, counts = back.unique(return_counts=True)
+    at["below"].vlines(found, 0.5, counts, color=plots.COLOURS[0], linewidth=4 if bits < 6 else 1.2)
+    at["below"].plot(numbers, [0.35] * len(numbers), "|", color="black", markersize=9, markeredgewidth=0.7)
+    at["below"].set_title(f"{len(found)} of {len(numbers)} numbers of the grid in use; zero point {zero}")
+    at["below"].set_xlabel("weight")
+    reach = 1.1 * float(x.abs().max())
+    for axis in (at["above"], at["below"]):
+        for end, label in ((numbers[0], "ends of the grid"), (numbers[-1], None)):
+            axis.axvline(float(end), color=plots.COLOURS[3], linestyle="--", linewidth=1, label=label)
+        axis.set(yscale="log", ylim=(0.2, 3 * x.numel()), xlim=(-reach, reach), ylabel="how many")
+        axis.minorticks_off()
+    at["above"].legend(fontsize=9, loc="upper left")
+    draw_errors(at["error"], x, bits, share, moved)
+    return figure
+
+
+# %%
+live_picture(
+    grid_figure,
+    alt="Above a histogram of the weights of one layer, below it the numbers of a grid as ticks and how many weights "
+    "become each of them, the grid's ends dashed. Right: the mean squared error against the scale, of rounding, "
+    "clipping and both, with a dot at the chosen scale. For the layer at the start, with four bits, the least error "
+    "is at a scale smaller than the one that reaches all weights.",
+    which=Choice("weights", tuple(SHOWN), start="layer 1, mlp.Wi"),
+    bits=Slider("bits", (2, 3, 4, 5, 6, 7, 8), start=4),
+    share=Slider("scale (share of the one that reaches all)", SHARES, start=1.0),
+    moved=Slider("zero point moved (% of the grid)", (-50, -25, -10, -5, 0, 5, 10, 25, 50), start=0),
+)
+
+# %% [markdown]
+# What to see: to the right of the valley steps are too wide, to the left too much is clipped, and the best scale
+# balances the two. With few bits the valley lies left of 1: to clip a few weights pays, for all others get finer steps.
+# With each bit more, rounding falls to a quarter (6 dB) and the valley moves towards 1. Move the zero point: the grid
+# slides, one side is clipped, the other side's numbers stand empty. Weights lie on both sides of 0, so the middle is
+# best; what comes out of a ReLU would want an end.
+#
 # ## One outlier spoils it
 #
 # The scale follows the *largest* number. We plant a single weight that is twenty times as large as the largest, and
@@ -302,6 +402,10 @@ check("7.2", affine_product)
 # first.</details>
 
 # %% [markdown]
+# May one subtract the zero point *before* the product? The numbers are the same, and the check takes it. But what is
+# left then needs nine bits, and no int8 instruction multiplies that. Kernels multiply the eight bits as they are, and
+# take out afterwards what depends on the weights alone and can be computed beforehand.
+#
 # ### The same layer by the libraries
 #
 # Do libraries give the same numbers? Not to the bit. The grid of the activations is up to them: torchao has a scale for
@@ -504,9 +608,9 @@ if full:
                "above, at three more, and at two bits it is far above; groups lie below rows of equal bits.")
 
 # %% [markdown]
-# What to see: eight bits are free, four cost something, and between three and two the model falls off a cliff. Groups
-# of 32 are worth their scales: three bits in groups take a little less than four in rows, and do better. Groups of 8
-# do not save two bits.
+# What to see, in the stored run (the profile `quick` tries one grid only, and draws nothing): eight bits are free, four
+# cost something, and between three and two the model falls off a cliff. Groups of 32 are worth their scales: three bits
+# in groups take a little less than four in rows, and do better. Groups of 8 do not save two bits.
 
 # %%
 if full:

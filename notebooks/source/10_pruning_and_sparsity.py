@@ -56,6 +56,7 @@ from sslcourse.pruning import Gradual, Hold, Movement, distilled, lowest, magnit
 from sslcourse.pruning import random_masks, remove_columns, remove_heads, remove_layers, taylor_importance
 from sslcourse.teaching import plots
 from sslcourse.teaching.checks import check
+from sslcourse.teaching.widgets import Choice, Slider, live_picture
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support")  # beta, says torch; we only time it
 full = lesson.profile != "quick"
@@ -225,9 +226,9 @@ print(f"places where the masks differ: {different}")
 # so `Hold` sets the masked ones back to zero after each step.
 #
 # Cutting **gradually** hurts less: fine-tune and cut at the same time, fast at first, then ever slower
-# (Zhu and Gupta 2017). From sparsity 0 at step 0 to $s$ at step $n$:
+# (Zhu and Gupta 2017). From sparsity 0 at step 0 to $\rho$ at step $K$, at step $k$:
 #
-# $$s_t = s - s \left(1 - \frac{t}{n}\right)^3$$
+# $$\rho_k = \rho - \rho \left(1 - \frac{k}{K}\right)^3$$
 
 # %%
 def my_cubic(step, last, final):
@@ -617,6 +618,106 @@ if full:
 # On disk zeros do pay: at 90 % CSR takes {{csr-share-90}} % of the dense bytes, and zlib alone brings the dense file to
 # {{zip-share-90}} %. **Unstructured pruning is a way to compress, not a way to be fast**, unless nearly everything is
 # zero or the hardware knows the pattern.
+#
+# ### What would you cut?
+#
+# The same matrix with its zeros in four patterns. For the fourth, whole rows, a smaller matrix can be stored and
+# multiplied. It has its turn first, on the clock:
+
+# %%
+WHOLE = weights["body.layers.0.mlp.Wi.weight"].detach().clone()
+tokens = torch.randn(TOKENS, WHOLE.shape[1], generator=torch.Generator().manual_seed(1))
+smaller = {share: WHOLE[: round((1 - share) * len(WHOLE))].clone() for share in SHARES}
+calls = {share: lambda matrix=matrix: F.linear(tokens, matrix) for share, matrix in smaller.items()}
+torch.set_num_threads(1)
+times = latency.side_by_side(calls, rounds=lesson.choose(quick=3, full=11))
+torch.set_num_threads(THREADS)
+without_rows = {share: latency.ratio(times[0.0], seconds).median for share, seconds in times.items()}
+print("rows left out:", ", ".join(f"{share:.0%}: {ratio:.1f} times as fast" for share, ratio in without_rows.items()))
+
+# %% [markdown]
+# Now choose what goes, and how much. The controls need a running notebook and obey the keyboard; the picture is the one
+# at their start.
+
+
+# %%
+ANYWHERE, LOT, PATTERN, ROWS = "anywhere, the smallest", "anywhere, by lot", "2 of 4", "whole rows, the smallest"
+
+
+def cut_by(way, share):
+    """True where a weight stays."""
+    if way == PATTERN:
+        return n_of_m_mask(WHOLE)
+    if way == ROWS:
+        order = WHOLE.square().sum(1).argsort(descending=True)
+        return torch.zeros_like(WHOLE, dtype=torch.bool).index_fill(0, order[: len(smaller[share])], True)
+    return {ANYWHERE: magnitude_masks, LOT: random_masks}[way]({"whole": WHOLE}, share)["whole"]
+
+
+def ways_to_keep(way, share, mask):
+    """[(what is stored, its bytes, times as fast as dense or why there is no such number)]."""
+    measured, share = speed["512 × 128"], 0.5 if way == PATTERN else share
+    found = pruning.stored_bytes({"whole": WHOLE * mask})
+    rows = [("dense, zeros and all", WHOLE.nbytes, measured["zeros", share].median)]
+    rows.append(("zlib", found.zipped, "only a file"))
+    if way == ROWS:
+        return [*rows, ("smaller matrix", smaller[share].nbytes, without_rows[share])]
+    rows.append(("CSR", found.csr, measured["CSR", share].median))
+    places = int(mask.sum()) * 2 / 8  # 2 bits say where among its four a number stood
+    return [*rows, ("half, and places", WHOLE.nbytes / 2 + places, "not here")] if way == PATTERN else rows
+
+
+# %%
+def draw_ways(bytes_, fast, ways):
+    """Bars of size and of speed; a word where there is no speed."""
+    for row, (what, size, times_as_fast) in enumerate(ways):
+        bytes_.barh(row, size / 1024, color=plots.COLOURS[0])
+        bytes_.text(size / 1024, row, f" {size / 1024:.0f}", va="center")
+        bytes_.text(-15, row, what, ha="right", va="center")
+        if isinstance(times_as_fast, str):
+            fast.text(1, row, f" {times_as_fast}", va="center")
+        else:
+            fast.barh(row, times_as_fast - 1, left=1, color=plots.COLOURS[2])
+            fast.text(max(times_as_fast, 1), row, f" {times_as_fast:.2f}", va="center")
+    bytes_.set(yticks=(), xlim=(0, 660), xticks=(0, 256, 512), ylim=(3.6, -0.6), xlabel="KiB", title="size")
+    fast.axvline(1, color="black", linewidth=1)
+    fast.set(yticks=(), xscale="log", xlim=(0.02, 500), ylim=(3.6, -0.6), xlabel="times as fast as dense")
+    fast.set_title("speed")
+
+
+def sparsity_figure(way, share):
+    """A corner of the matrix, and the ways in which it can be kept."""
+    mask = cut_by(way, share)
+    figure = plt.figure(figsize=(11, 3.9), layout="none")  # its own layout, which is quick to draw
+    picture, bytes_, fast = (figure.add_axes((left, 0.15, width, 0.66)) for left, width in
+                             ((0.05, 0.34), (0.555, 0.19), (0.775, 0.215)))  # fmt: skip
+    shown = WHOLE.abs().where(mask, torch.nan)[:48, :72]
+    picture.imshow(shown, cmap="cividis_r", vmin=0, vmax=float(WHOLE.abs().max()) / 2)
+    picture.set(title="a corner (dark: large, white: cut)", xlabel="input", ylabel="output")
+    picture.grid(visible=False)
+    draw_ways(bytes_, fast, ways_to_keep(way, share, mask))
+    zeros, stays = 1 - float(mask.float().mean()), pruning.kept_energy({"whole": WHOLE}, {"whole": mask})
+    always = " (always half)" if way == PATTERN else ""
+    figure.suptitle(f"{way}: {100 * zeros:.0f} % zeros{always}, {100 * stays:.0f} % of the sum of squares stays")
+    return figure
+
+
+# %%
+live_picture(
+    sparsity_figure,
+    alt="Left: a corner of a real weight matrix, cut weights white. Right: bars of its size as a dense matrix, "
+    "compressed, in CSR or as a smaller matrix, and of the speed of each on this machine. At the start 90 % of the "
+    "weights are cut, the smallest anywhere: zlib and CSR are far smaller, and the dense product is as fast as before.",
+    way=Choice("what goes", (ANYWHERE, LOT, PATTERN, ROWS), start=ANYWHERE),
+    share=Slider("share of zeros", SHARES, start=0.9),
+)
+
+# %% [markdown]
+# What to see: follow the sum of squares, which says roughly what a cut takes from the model. It is largest for the
+# smallest weights anywhere, less for 2 of 4 (compare at a share of 0.5), and far less for whole rows or by lot. Then
+# follow the speed: it goes the other way. Only the smaller matrix gains at every share, and it needs no kernel of its
+# own. (How much faster depends on the machine: a product too small has nothing to hide its start behind.) So
+# structure costs quality and buys speed, and the question is whether what is left can recover.
 
 # %% [markdown]
 # ## Whole parts: heads, columns, layers
@@ -624,7 +725,7 @@ if full:
 # To be faster everywhere, take out what makes the matrices smaller: a **head** of attention, a **column** of the MLP
 # (one of its hidden units), a **layer**.
 #
-# Which ones? Put a gate $g = 1$ behind each part and ask what closing it would do to the loss, to first order
+# Which ones? Put a factor $g = 1$ behind each part and ask what setting it to 0 would do to the loss, to first order
 # (Michel et al. 2019; Molchanov et al. 2019):
 #
 # $$L(g{=}0) - L(g{=}1) \approx -\frac{\partial L}{\partial g}
@@ -887,8 +988,8 @@ def soft_loss(student, teacher, labels, temperature):
 check("10.5", soft_loss)
 
 # %% [markdown] tags=["hints"]
-# <details><summary>Hint 1</summary>First keep the scored positions: <code>student[labels != -100]</code> is [n,
-# classes].</details>
+# <details><summary>Hint 1</summary>First keep the scored positions: <code>student[labels != -100]</code> is
+# [positions, classes].</details>
 # <details><summary>Hint 2</summary>KL(p || q) = Σ p (log p - log q), and p is the teacher's.</details>
 # <details><summary>Hint 3</summary>Sum over classes, mean over positions, and T² at the end.</details>
 
@@ -1064,9 +1165,9 @@ axis.set_xlim(left=0)
 axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), title="hollow: int8")
 plots.show(
     figure,
-    alt="Token F1 against milliseconds for all methods of lessons 07 and 10: models with zeros stand at the dense "
-    "model's time, those with parts taken out further left, and int8 moves each a little further; a line joins the "
-    "frontier.",
+    alt="Token F1 against milliseconds for all methods of lessons 07 and 10, with intervals over seeds: models with "
+    "zeros stand at about the dense model's time, those with parts taken out further left; hollow marks are int8, and "
+    "a line joins the frontier.",
 )
 
 # %%
@@ -1086,19 +1187,21 @@ if full:
     lesson.record("combined-bytes", 100 * graphs[best].bytes / graphs["dense"].bytes)
 
 # %% [markdown]
-# What to see, in the stored run. Models with **zeros** stand at the dense model's time (80 % of zeros:
+# What to see, in the stored run. Models with **zeros** stand at about the dense model's time (80 % of zeros:
 # {{zeros-80-speed}} times as fast), wherever their score is. **Parts taken out** move to the left: with a quarter of
 # the columns left it is {{columns-speed}} times as fast, two layers {{layers-2-speed}}, one layer {{layers-1-speed}}.
 # **int8** alone is {{int8-speed}} times as fast and changes F1 by {{int8-price}}.
 #
 # The **combination** of two layers, half of the columns, a teacher and int8 is {{combined-speed}} times as fast in
-# {{combined-bytes}} % of the bytes, at {{combined-price}} of F1. Of the {{frontier-size}} points on the frontier
-# {{frontier-int8}} are int8. How far apart the neighbours on it are, and whether the seeds can tell them apart at all,
-# stands below the table: where it says "no difference seen", the faster of the two is the one to take.
+# {{combined-bytes}} % of the bytes, and changes F1 by {{combined-price}}. The frontier has {{frontier-size}} points, of
+# which {{frontier-int8}} are int8 and {{frontier-zeros}} have zeros and no part taken out. How far apart the neighbours
+# on it are, and whether the seeds can tell them apart at all, stands below the table: where it says "no difference
+# seen", the faster of the two is the one to take.
 #
-# What falls behind, and why:
-# - Zeros save no time here, whatever their score ({{frontier-zeros}} of the frontier's points have zeros only, and none
-#   of them for its speed): they are for storage, or for hardware that knows the pattern.
+# What to keep in mind:
+# - Zeros alone save no time here that could be told from the scatter of the clock. Where such a model is on the
+#   frontier it is there for its score, or for what int8 adds. Zeros are for storage, or for hardware that knows the
+#   pattern.
 # - This encoder is small. Half of its weights are embeddings, which are looked up and cost no time: even one layer of
 #   three leaves two thirds of the file, and int8 leaves less than a third.
 # - One task, one encoder, one machine, short recoveries. Longer training may move the points, and not by the same.

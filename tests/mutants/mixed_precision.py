@@ -175,6 +175,25 @@ def keeps_it_in_fp32(weight, update, lost):
     return total.bfloat16(), total - total.bfloat16().float()
 
 
+def one_spacing_for_all(weight, update, lost):
+    wanted = update + lost
+    steps = torch.round(wanted.float() * 2**7) / 2**7  # bf16's spacing from 1 to 2
+    return (weight.float() + steps).bfloat16(), (wanted.float() - steps).bfloat16()
+
+
+def remembers_only_growth(weight, update, lost):
+    wanted = update + lost
+    new = weight + wanted
+    owed = wanted - (new - weight)
+    return new, torch.where((wanted > 0) == (weight > 0), owed, torch.zeros_like(owed))
+
+
+def leaves_zeros_alone(weight, update, lost):
+    wanted = update + lost
+    new = torch.where(weight == 0, weight, weight + wanted)
+    return new, wanted - (new - weight)
+
+
 def whole_update_is_lost(weight, update, lost):
     wanted = update + lost
     return weight + wanted, wanted
@@ -221,5 +240,8 @@ MUTANTS = {
         "returns an fp32 weight": (master_weight, "keep it in torch.bfloat16"),
         "keeps what was lost in fp32": (keeps_it_in_fp32, "keep it in torch.bfloat16"),
         "takes the whole update for lost": (whole_update_is_lost, "only what the weight did not take"),
+        "one spacing for all weights": (one_spacing_for_all, ""),
+        "remembers only what lets weights grow": (remembers_only_growth, "lost"),
+        "leaves weights of 0 alone": (leaves_zeros_alone, "the weight did not change"),
     },
 }

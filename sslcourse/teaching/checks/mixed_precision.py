@@ -177,14 +177,17 @@ def _clip_mistakes(
 @grader("5.4")
 def compensated_add(answer: Answer, rng: Rng) -> None:
     """(weight, update, lost), bf16 -> (new weight, new lost): Kahan's sum in bf16."""
-    for _ in range(4):
+    for size in (1.0, 1.0, 2.0 ** rng.integer(-12, -3), 2.0 ** rng.integer(3, 12)):  # the spacing goes with the weight
         shape = (rng.integer(2, 4), rng.integer(2, 5))
-        weight = (1 + rng.uniform(*shape)).bfloat16()
-        update = (rng.python.uniform(0.1, 0.4) * 2.0**-7 * (0.5 + rng.uniform(*shape))).bfloat16()
-        lost = (2.0**-9 * (0.5 + rng.uniform(*shape))).bfloat16()
-        _kahan_once(answer, weight, update, torch.zeros_like(lost), "with nothing lost so far")
-        _kahan_once(answer, weight, update, lost, "with something lost before")
-        _kahan_once(answer, -weight, -update, -lost, "with negative numbers")
+        weight = (size * (1 + rng.uniform(*shape))).bfloat16()
+        update = (size * rng.python.uniform(0.1, 0.4) * 2.0**-7 * (0.5 + rng.uniform(*shape))).bfloat16()
+        lost = (size * 2.0**-9 * (0.5 + rng.uniform(*shape))).bfloat16()
+        where = "" if size == 1 else f" and weights around {size:g}"
+        _kahan_once(answer, weight, update, torch.zeros_like(lost), f"with nothing lost so far{where}")
+        _kahan_once(answer, weight, update, lost, f"with something lost before{where}")
+        _kahan_once(answer, -weight, -update, -lost, f"with negative numbers{where}")
+        _kahan_once(answer, weight, -3 * update, lost, f"with an update that goes against what is owed{where}")
+        _kahan_once(answer, torch.zeros_like(weight), update, lost, f"with weights of 0{where}")
     _kahan_once(answer, weight, 0 * update, (3 * lost).bfloat16(), "with no update, but something owed")
     weight = lost = torch.zeros(3, dtype=torch.bfloat16) + 1
     lost = lost * 0
