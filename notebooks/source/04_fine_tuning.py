@@ -523,6 +523,7 @@ def sentence_figure(sentence, count):
     draw_curves(right, 0, contenders)
     right.axvline(count, color="black", linestyle=":")
     right.set_xticks(COUNTS + MORE, [str(each) for each in COUNTS + MORE], fontsize=9)
+    right.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.3))
     return figure
 
 
