@@ -505,7 +505,7 @@ def read_words(sentence):
 def sentence_figure(sentence, count):
     """Tags of the sentence's words by three contenders, beside their curves, with ``count`` labelled sentences."""
     words = read_words(sentence)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3.6), width_ratios=(3, 1))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), width_ratios=(3, 1))
     contenders = ("pretrained", "scratch", "memory")
     for row, what in enumerate(contenders):
         for place, chances in enumerate(name_chances(what, count, words)):
@@ -523,7 +523,7 @@ def sentence_figure(sentence, count):
     draw_curves(right, 0, contenders)
     right.axvline(count, color="black", linestyle=":")
     right.set_xticks(COUNTS + MORE, [str(each) for each in COUNTS + MORE], fontsize=9)
-    right.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    right.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return figure
 
 
