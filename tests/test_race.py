@@ -48,6 +48,7 @@ def test_a_summary_counts_real_tokens_and_useful_operations():
     sixth = trial | {"seconds": 5.0, "points": [[5.0, 4.9, 50]]}
     found = report.summary([trial, theirs, sixth])
     assert found["speedups"]["theirs"]["by_budget"] == [6.0] * 3
+    assert found["peers"]["course"]["loss_at"] == row["loss_at"]  # the short trial does not shorten what is looked at
     assert found["peers"]["course"]["loss"] == [4.0] * 3  # the short trial is not one of its row
     assert "at least 6.0" in report.table(found)
 

@@ -94,6 +94,7 @@ def summary(trials: Sequence[Mapping[str, Any]], ours: str = "course") -> dict[s
         if trial["seconds"] == seconds:
             by_peer.setdefault(trial["peer"], []).append(trial)
     rows = {}
+    looked_at = times([one for one in trials if one["seconds"] == seconds])  # a shorter budget would cut it short
     for peer, of_peer in by_peer.items():
         curves = [one["points"] for one in of_peer]
         speed = [points[-1][2] / points[-1][0] for points in curves]
@@ -104,7 +105,7 @@ def summary(trials: Sequence[Mapping[str, Any]], ours: str = "course") -> dict[s
                                                                                                strict=True)]),
             "memory_mb": max(one["memory_mb"] for one in of_peer),
             "parameters": of_peer[0]["parameters"],
-            "loss_at": {str(at): spread([loss_at(points, at) for points in curves]) for at in times(trials)},
+            "loss_at": {str(at): spread([loss_at(points, at) for points in curves]) for at in looked_at},
             "time_to": {str(goal): [at if math.isfinite(at) else None  # JSON knows no infinity
                                     for at in spread([time_to(points, goal) for points in curves])] for goal in GOALS},
         }  # fmt: skip

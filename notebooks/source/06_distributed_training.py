@@ -20,7 +20,7 @@
 #
 # *You will be able to*
 # - write an all-reduce from sends and receives, and count its bytes;
-# - train on N ranks with the gradients of one, also when ranks hold unequal numbers of masked tokens;
+# - train on N ranks with the gradients of one, also when ranks hold unequal numbers of scored tokens;
 # - say what ZeRO and FSDP shard, and how many bytes that leaves on a rank;
 # - start ranks with `torchrun`, read the right traceback, and lose a rank without losing the run;
 # - predict, from small measurements, where more processes stop paying.
@@ -82,27 +82,40 @@ folder = Path(scratch.name)
 # Here with three simulated ranks. Each cell says whose numbers are in the sum so far:
 
 # %%
-world = 3
-holds = [[{rank} for _ in range(world)] for rank in range(world)]  # holds[rank][part]: whose numbers are added up
-history = [[["+".join(map(str, sorted(part))) for part in of_rank] for of_rank in holds]]
-for turn in range(2 * (world - 1)):
+def ring(world):
+    """Before the first turn and after each: holds[rank][part], whose numbers are added up in it."""
+    holds = [[{rank} for _ in range(world)] for rank in range(world)]
+    yield [list(of_rank) for of_rank in holds]
+    for turn in range(2 * (world - 1)):
+        sent = sends(world, turn)
+        going = [holds[rank][part] for rank, part in enumerate(sent)]
+        for rank, (part, arrives) in enumerate(zip(sent, going)):
+            right = (rank + 1) % world
+            holds[right][part] = holds[right][part] | arrives if turn < world - 1 else arrives
+        yield [list(of_rank) for of_rank in holds]
+
+
+def sends(world, turn):
+    """The part that each rank sends at a turn: first its own, then what it has just made; later what just arrived."""
     adding = turn < world - 1
-    moving = [(rank, (rank + (0 if adding else 1) - turn % (world - 1)) % world) for rank in range(world)]
-    going = [set(holds[rank][part]) for rank, part in moving]
-    for (rank, part), arrives in zip(moving, going):
-        right = (rank + 1) % world
-        holds[right][part] = holds[right][part] | arrives if adding else arrives
-    history.append([["+".join(map(str, sorted(part))) for part in of_rank] for of_rank in holds])
-assert all(part == {0, 1, 2} for of_rank in holds for part in of_rank)
+    return [(rank + (0 if adding else 1) - turn % (world - 1)) % world for rank in range(world)]
+
+
+# %%
+world = 3
+history = list(ring(world))
+for ranks in range(2, 9):
+    *_, last = ring(ranks)
+    assert all(part == set(range(ranks)) for of_rank in last for part in of_rank)
 
 # %% tags=["cover"]
 figure, axes = plt.subplots(1, len(history), figsize=(12, 3))
 for turn, (axis, state) in enumerate(zip(axes, history)):
-    done = [[len(text) == 5 for text in of_rank] for of_rank in state]
+    done = [[len(part) == world for part in of_rank] for of_rank in state]
     axis.imshow(np.array(done, dtype=float), cmap="Blues", vmin=0, vmax=3, aspect="auto")
     for rank in range(world):
         for part in range(world):
-            axis.text(part, rank, state[rank][part], ha="center", va="center", fontsize=10)
+            axis.text(part, rank, "+".join(map(str, sorted(state[rank][part]))), ha="center", va="center", fontsize=10)
     axis.set_title("start" if turn == 0 else f"turn {turn}: " + ("add" if turn < world else "pass on"), fontsize=10)
     axis.set_xticks(range(world), [f"part {part}" for part in range(world)], fontsize=8)
     axis.set_yticks(range(world), [f"rank {rank}" for rank in range(world)] if turn == 0 else [""] * world, fontsize=8)
@@ -124,6 +137,76 @@ plots.show(
 # $$\text{bytes sent by a rank} = 2\,\frac{N-1}{N} \cdot \text{size},$$
 #
 # never more than twice the tensor, *however many ranks there are*. That is why data parallelism scales at all.
+#
+# Walk through it with other numbers of ranks. An arrow shows what a rank sends in the turn that comes next; the last
+# rank's right neighbour is rank 0. On the right stand the bytes that each rank has sent so far, the ring's way and the
+# obvious way, in which rank 0 takes in a whole tensor a turn and then sends a whole sum a turn. The sliders need a
+# running notebook and obey the arrow keys; the picture is the one at their start.
+
+
+# %%
+def draw_parts(axis, world, turn):
+    """Ranks by parts after so many turns: whose numbers are in each, and what goes where at the next turn."""
+    state = list(ring(world))[turn]
+    shades = [[len(part) / world for part in of_rank] for of_rank in state]
+    axis.imshow(shades, cmap="Blues", vmin=0, vmax=2, aspect="auto")
+    for rank, of_rank in enumerate(state):
+        for part, whose in enumerate(of_rank):
+            said = "all" if len(whose) == world else "".join(map(str, sorted(whose)))
+            weight = "bold" if said == "all" else "normal"
+            axis.text(part, rank, said, ha="center", va="center", fontsize=9, weight=weight)
+    adding, over = turn < world - 1, turn == 2 * (world - 1)
+    for rank, part in enumerate([] if over else sends(world, turn)):
+        look = {"arrowstyle": "-|>", "color": plots.COLOURS[3 if adding else 2], "linewidth": 2}
+        for begin in (rank, -1) if rank == world - 1 else (rank,):  # round the corner: out below, in again above
+            axis.annotate("", (part, begin + 0.78), (part, begin + 0.2), arrowprops=look)
+    goes_on = "finished" if over else "next, " + ("add what arrives" if adding else "pass on what is complete")
+    axis.set_title(f"after turn {turn} of {2 * (world - 1)}: {goes_on}", fontsize=11)
+    axis.set(xlabel="part; digits say whose numbers are added up in it", ylim=(world - 0.15, -0.85))
+    axis.set_xticks(range(world), [f"part {part}" for part in range(world)], fontsize=8)
+    axis.set_yticks(range(world), [f"rank {rank}" for rank in range(world)], fontsize=8)
+    axis.grid(False)
+
+
+# %%
+def ring_figure(turn, ranks):
+    """The ring after so many turns (or after its last, if those are more), beside the bytes of both ways."""
+    world, turn = int(ranks), int(min(turn, 2 * (ranks - 1)))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), width_ratios=(3, 2))
+    draw_parts(left, world, turn)
+    to_first, back = min(turn, world - 1), max(0, turn - world + 1)  # turns of the obvious way: in, and out again
+    ways = {
+        "ring": [turn / world] * world,
+        "all to rank 0 and back": [float(back), *[float(rank <= to_first) for rank in range(1, world)]],
+    }
+    for (way, sent), place, look in zip(ways.items(), (-0.2, 0.2), ({}, {"hatch": "//", "edgecolor": "white"})):
+        right.barh([rank + place for rank in range(world)], sent, 0.36, label=way, **look)
+    right.axvline(2 * (world - 1) / world, color="black", linestyle=":", label="the ring at its end")
+    right.set(xlim=(0, max(2.2, world - 0.8)), ylim=(world - 0.4, -0.6), xlabel="sent so far, in sizes of the tensor",
+              title=f"a turn sends 1/{world} of the tensor, or all of it")  # fmt: skip
+    right.title.set_fontsize(11)
+    right.set_yticks(range(world), [f"rank {rank}" for rank in range(world)], fontsize=8)
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8)
+    return figure
+
+
+# %%
+live_picture(
+    ring_figure,
+    alt="Left, a table of ranks by parts of the tensor: digits in a cell say whose numbers are added up in it, and "
+    "arrows from each rank to the next what is sent at the turn that follows, one other part for each rank. Right, "
+    "bars of what each rank has sent so far: equal for all ranks in the ring, never twice the tensor; where all send "
+    "to rank 0 and back, rank 0 alone sends one tensor less than there are ranks. Sliders set turn and ranks.",
+    turn=Slider("turns made", tuple(range(15)), start=2),
+    ranks=Slider("ranks", tuple(range(2, 9)), start=4),
+)
+
+# %% [markdown]
+# What to see: at every turn each rank sends *one* part and no two ranks the same one, so all links work at once. In the
+# middle each rank has one part that says "all"; from there on nothing is added any more. Then move the ranks: the
+# ring's bars end left of two tensors with two ranks and with eight, and those of rank 0 on the obvious way grow by a
+# tensor with every rank. Both ways take the same number of turns, but a turn of the ring carries a smaller part the
+# more ranks there are.
 
 # %% [markdown]
 # ### Exercise 6.1 — Reduce-scatter · ★★★ · 15 minutes
@@ -183,9 +266,10 @@ for world in RANKS:
 # Every rank has a copy of the model. Each takes its rows of the batch, computes gradients, and the ranks average them
 # by an all-reduce. Then all make the same step and stay equal.
 #
-# The trap is the word *average*. A batch's loss is a mean over its **masked tokens**, and ranks hold unequal numbers of
-# them. Say rank 0 has 3 masked tokens and rank 1 has 27. The mean of their two means gives each of the three tokens
-# nine times the weight of each of the 27. It is another loss, and nobody sees it: training runs, a little worse.
+# The trap is the word *average*. A batch's loss is a mean over its **scored tokens** (those that masking chose, most of
+# which show `[MASK]`), and ranks hold unequal numbers of them. Say rank 0 has 3 scored tokens and rank 1 has 27. The
+# mean of their two means gives each of the three tokens nine times the weight of each of the 27. It is another loss,
+# and nobody sees it: training runs, a little worse.
 #
 # So each rank must divide its *sum* by the count of **all** ranks. And since `DistributedDataParallel` (**DDP**),
 # torch's own data parallelism, divides by the number of ranks afterwards, multiply by it beforehand.
@@ -200,9 +284,9 @@ for world in RANKS:
 def rank_loss(loss_sum, count, world, total):
     """What this rank calls ``backward`` on, so that gradients *averaged* over ranks are those of the global mean.
 
-    loss_sum: sum of the losses at this rank's masked tokens, a tensor with a graph. count: how many there are; 0 is
+    loss_sum: sum of the losses at this rank's scored tokens, a tensor with a graph. count: how many there are; 0 is
     possible (loss_sum is then 0, and its graph gives zeros). world: number of ranks. total(number) -> its sum over all
-    ranks, a float; call it exactly once on every rank, with the count. At least one rank has a masked token.
+    ranks, a float; call it exactly once on every rank, with the count. At least one rank has a scored token.
     """
     ### BEGIN SOLUTION
     return loss_sum * world / total(count)
@@ -218,7 +302,7 @@ check("6.2", rank_loss)
 # <details><summary>Hint 2</summary>The average over ranks divides by <code>world</code>; undo that.</details>
 
 # %% [markdown]
-# Now the real thing. Each rank has another number of rows and of masked tokens, the last rank has **none**, and the
+# Now the real thing. Each rank has another number of rows and of scored tokens, the last rank has **none**, and the
 # gradients are compared with those of one process on the whole batch: by hand with one `all_reduce`, by
 # DDP, by FSDP2 (explained under *Shards*), and with two accumulated micro-batches: parts of a batch whose gradients add
 # up, and which `no_sync` exchanges once, at the last part. In `one row` the whole batch
@@ -241,7 +325,7 @@ lesson.record("mean-of-means", min(one["mean of means"] for one in of_all))
 # %% [markdown]
 # > **Misconception: "averaging is averaging."** The line `mean of means` is what a loop gives in which every rank calls
 # > its own mean loss `.backward()`. In the stored run its gradient is off by at least {{mean-of-means}} of the largest
-# > one, where the right way is off by {{gradient-difference}}. (With two ranks, one of them without a masked token, it
+# > one, where the right way is off by {{gradient-difference}}. (With two ranks, one of them without a scored token, it
 # > is simply halved. With three, tokens weigh unequally, too.)
 
 # %% [markdown]
@@ -717,12 +801,13 @@ print(f"{differs} of {sum(weight.numel() for weight in undisturbed.values()):,} 
 # $$ c \left(a + b \, \frac{T}{N} + \frac{6 W T}{N F}\right) + 2 (N - 1) \, \ell + 2 \, \frac{N - 1}{N} \,
 # \frac{4 W}{B}, \qquad c = \max(1, N / \text{cores}). $$
 #
-# The factor $c$ says that two cores are two cores: three and four ranks take turns. Overlap is none here: on a laptop
-# who sends and who computes share the cores. We measure small steps on this machine, fit the five numbers, and **hold
+# The factor $c$ says that cores are shared: more ranks than cores take turns. Overlap is none here: on a laptop who
+# sends and who computes share the cores. We measure small steps on this machine, fit the five numbers, and **hold
 # one configuration back** to see what the fit is worth.
 
 # %%
 cores = doctor.allowed_cores()
+print(f"cores that this notebook may use: {cores}")
 measured = []
 for world in lesson.choose(quick=(1, 2), full=(1, 2, 3, 4)):
     rows, sizes = lesson.choose(quick=((12, 24), (64, 128)), full=((12, 24, 48), (64, 128, 256)))
@@ -806,7 +891,8 @@ if full:
     lesson.record("strong-four", time_of[1, most] / time_of[4, most])
 
 # %% [markdown]
-# Two ranks of one thread are {{strong-two}} times as fast as one, four are {{strong-four}} times: there are two cores.
+# In the stored run two ranks of one thread are {{strong-two}} times as fast as one, four are {{strong-four}} times. The
+# machine's cores (the first line under the measurement says how many) are the limit: more ranks than cores take turns.
 #
 # ## What a cluster would do
 #
@@ -898,7 +984,7 @@ live_picture(
 #
 # Gradients need not travel as they are. **Rounded** to bf16 or fp16 they are half as long; DDP has *hooks* for that
 # (`model.register_comm_hook(None, bf16_compress_hook)`). **PowerSGD** sends two thin factors of each gradient matrix
-# (of an m × n matrix one of m × 4 and one of 4 × n),
+# (of a matrix of $1{,}000 \times 500$ numbers one of $1{,}000 \times 4$ and one of $4 \times 500$),
 # and adds what was lost to the next step's gradient. `thin` is one round of it, written out in
 # `sslcourse/equalities.py`. Measured between real ranks: the bytes, the first gradient, and the loss on one batch after
 # sixty steps.

@@ -63,6 +63,7 @@ from sslcourse.loss import bits_per_byte
 from sslcourse.pretraining import Recipe, evaluate, held_out_rows
 from sslcourse.teaching import plots
 from sslcourse.teaching.checks import check
+from sslcourse.teaching.widgets import Choice, Slider, live_picture
 
 full = lesson.profile != "quick"
 SEEDS = range(lesson.choose(quick=2, full=5))
@@ -569,6 +570,60 @@ if full:
 # With twenty seeds {{twenty-helping}} of the four are told apart from plain fine-tuning. FGM's gain is
 # {{twenty-fgm-gain}}, at least {{twenty-fgm-low}} by its interval. Nothing changed but the number of seeds: *a remedy
 # that five runs cannot see may still be real, and needs more runs, not more hope.*
+#
+# What would you have concluded from fewer? Pretend that only some of the twenty were run: choose a remedy, move the
+# number of seeds, and then move the draw, which says *which* seeds came first. The controls need a running notebook and
+# obey the keyboard (arrow keys); the picture is the one at their start.
+
+
+# %%
+DIFFERENCES = {name.split(",")[0]: [a - b for a, b in zip(values, more["plain"])]
+               for name, values in more.items() if name != "plain"}  # fmt: skip
+MARKER = {"helps": "o", "hurts": "X", "no difference seen": "s"}
+COLOUR = {"helps": plots.COLOURS[0], "hurts": plots.COLOURS[3], "no difference seen": plots.COLOURS[6]}
+
+
+def seeds_figure(remedy, count, shuffle):
+    """The differences of the first ``count`` seeds in one order of the twenty, beside the interval after each."""
+    order = random.Random(shuffle).sample(DIFFERENCES[remedy], len(DIFFERENCES[remedy]))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(2, 3), sharey=True)
+    left.plot(range(1, count + 1), order[:count], "o", label="run")
+    later = range(count + 1, len(order) + 1)
+    left.plot(later, order[count:], "o", color="grey", markerfacecolor="none", label="not yet")
+    left.set(xlabel="seed, in the order of the draw", ylabel=f"entity F1: {remedy} less plain")
+    found = {seeds: scores.interval(order[:seeds]) for seeds in range(2, len(order) + 1)}
+    for said, marker in MARKER.items():
+        points = {seeds: gain for seeds, gain in found.items() if verdict(gain) == said}
+        reach = [[g.mean - g.low for g in points.values()], [g.high - g.mean for g in points.values()]]
+        right.errorbar(list(points), [g.mean for g in points.values()], yerr=reach, fmt=marker, color=COLOUR[said],
+                       capsize=3, label=said)  # fmt: skip
+    right.axvline(count, color="black", linestyle=":", linewidth=1)
+    said = f"after {count} seeds: {found[count]}, {verdict(found[count])}"
+    right.set(xlabel="seeds so far", title=said, ylim=(-0.25, 0.35))
+    for axis in (left, right):
+        axis.axhline(0, color="black", linewidth=1)
+        axis.legend(fontsize=9, loc="lower right")
+        axis.set_xticks(range(2, len(order) + 1, 3))
+    return figure
+
+
+# %%
+live_picture(
+    seeds_figure,
+    alt="Left, the paired difference to plain fine-tuning for each of twenty seeds in the order of a draw; those that "
+    "are not counted yet are hollow. Right, mean and 95 % interval against the number of seeds so far: wide with two, "
+    "narrow with twenty, and a dotted line at the chosen number. Circles mark helps, crosses hurts, squares no "
+    "difference seen.",
+    remedy=Choice("remedy", tuple(DIFFERENCES), start="FGM"),
+    count=Slider("seeds", tuple(range(2, 1 + len(more["plain"]))), start=5),
+    shuffle=Slider("draw of their order", tuple(range(10)), start=0),
+)
+
+# %% [markdown]
+# What to see: the interval is many times as wide with two seeds as with twenty (the first ones run out of the picture),
+# and its middle wanders. With few seeds the draw decides: the same remedy may help early in one order and late in
+# another, and may lose the verdict again. Whoever stops as soon as a verdict pleases has chosen the draw. Decide on the
+# number of seeds *before* you look.
 
 # %% [markdown]
 # > **Misconception: "each of these is known to help, so use them all."** The five that cost nothing add up to
@@ -817,7 +872,7 @@ if full:
 def my_integrated_gradients(function, x, baseline, steps):
     """(x - baseline) times the mean of function's gradient at ``steps`` midpoints of the line from baseline to x.
 
-    ``function`` maps a batch [n, *shape] to [n] numbers; x and baseline are [*shape]. Returns [*shape].
+    ``function`` maps a batch [batch, *shape] to [batch] numbers; x and baseline are [*shape]. Returns [*shape].
     """
     ### BEGIN SOLUTION
     share = (torch.arange(steps, dtype=x.dtype) + 0.5) / steps
@@ -847,7 +902,7 @@ explained = train(0).double()
 
 
 def name_score(model, place):
-    """Embeddings [n, seq, hidden] -> score of B-PER less score of O at one position, [n]."""
+    """Embeddings [batch, seq, hidden] -> score of B-PER less score of O at one position, [batch]."""
 
     def function(rows):
         mask = torch.ones(rows.shape[:2], dtype=torch.long)
