@@ -1,4 +1,4 @@
-"""AdamW, or Muon for the matrices inside the layers and AdamW for the rest.
+"""AdamW, or Muon for the matrices between embedding and scores and AdamW for the rest.
 
 AdamW scales every number of a gradient on its own. Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) treats
 a matrix as one thing: it takes the mean of past gradients and sets all its singular values to about 1, so that
@@ -29,7 +29,7 @@ LIKE_ADAMW = 0.2  # root mean square of an update of AdamW, which Muon's is scal
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """The recipe's optimiser; weights decay in matrices only: norms and biases have no scale to keep small."""
-    inner = layer_matrices(model) if recipe.optimizer == "muon" else []
+    inner = inner_matrices(model) if recipe.optimizer == "muon" else []
     rest = [weight for weight in model.parameters() if all(weight is not one for one in inner)]
     groups: list[dict[str, Any]] = [
         {"params": [weight for weight in rest if weight.ndim >= 2], "weight_decay": recipe.weight_decay},
@@ -42,9 +42,10 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return MuonWithAdamW([*groups, muon], **settings)
 
 
-def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The matrices of attention and MLP. Tables and heads are left out: their rows are tokens, met one by one."""
-    return [weight for name, weight in model.named_parameters() if ".layers." in f".{name}" and weight.ndim == 2]
+def inner_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """All matrices but the table of embeddings, whose rows are tokens, which a batch meets or does not."""
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    return [one for one in model.parameters() if one.ndim == 2 and all(one is not table for table in tables)]
 
 
 class MuonWithAdamW(torch.optim.AdamW):

@@ -26,7 +26,7 @@ class Recipe:
     learning_rate: float = 6e-3  # at the end of the warm-up
     schedule: str = "linear"  # or "cosine", "constant": what follows the warm-up
     warmup: float = 0.1  # share of the budget
-    optimizer: str = "adamw"  # or "muon": for the layers' matrices (sslcourse.optimizer)
+    optimizer: str = "adamw"  # or "muon": for all matrices but the table; about twice the rate (sslcourse.optimizer)
     weight_decay: float = 0.01
     beta2: float = 0.98
     max_grad_norm: float = 1.0

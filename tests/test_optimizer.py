@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
-from sslcourse.optimizer import MuonWithAdamW, layer_matrices, make_optimizer, orthogonal
+from sslcourse.optimizer import MuonWithAdamW, inner_matrices, make_optimizer, orthogonal
 from sslcourse.recipe import Recipe
 
 TINY = EncoderConfig(vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
@@ -42,7 +42,7 @@ def test_muon_is_torchs_own():
     ours, theirs = a_model(), a_model()
     recipe = Recipe(optimizer="muon", learning_rate=0.02, weight_decay=0.1)
     optimizer = make_optimizer(ours, recipe)
-    peer = torch.optim.Muon(layer_matrices(theirs), lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    peer = torch.optim.Muon(inner_matrices(theirs), lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for step in range(3):
         gradients(ours, step)
         gradients(theirs, step)
@@ -50,7 +50,7 @@ def test_muon_is_torchs_own():
         peer.step()
     before = dict(a_model().named_parameters())
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        if any(other is matrix for matrix in layer_matrices(theirs)):
+        if any(other is matrix for matrix in inner_matrices(theirs)):
             moved = (other - before[name]).norm()
             assert (one - other).norm() < 0.02 * moved, name  # both compute in bf16, in another order
             assert moved > 0.1
@@ -66,8 +66,8 @@ def test_the_rest_is_adamws():
         gradients(theirs, step)
         optimizer.step()
         peer.step()
-    inside = {id(weight) for weight in layer_matrices(ours)}
-    assert len(inside) == 8  # four matrices a layer
+    inside = {id(weight) for weight in inner_matrices(ours)}
+    assert len(inside) == 9  # four matrices a layer, and the head's
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.equal(one, other) == (id(one) not in inside), name
 

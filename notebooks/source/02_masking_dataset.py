@@ -52,7 +52,7 @@ from torch.utils.data import Dataset
 import sslcourse.masking
 import sslcourse.tokenizer
 from sslcourse import corpus
-from sslcourse.teaching import pictures_first, plots
+from sslcourse.teaching import pictures, plots
 from sslcourse.teaching.checks import check
 from sslcourse.teaching.widgets import Slider, Text, live_picture
 
@@ -455,7 +455,7 @@ def sentence_figure(sentence, mask_rate, mask_share, random_share, dice, most=44
     title += f"\ncut here, {left_out} more tokens" if left_out > 0 else ""
     text, seen = tokenizer.convert_ids_to_tokens(ids), tokenizer.convert_ids_to_tokens(inputs)
     shown = frequency_loss[ids].tolist()
-    return pictures_first.scored_sentence(text, seen, letters, shown, title=title)
+    return pictures.scored_sentence(text, seen, letters, shown, title=title)
 
 
 # %% [markdown]

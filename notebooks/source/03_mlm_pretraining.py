@@ -50,7 +50,7 @@ from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
 from sslcourse.loss import bits_per_byte, perplexity
 from sslcourse.masking import IGNORE, MaskedLMDataset
 from sslcourse.pretraining import Recipe, Tape, evaluate, held_out_rows, pretrain, train_epoch
-from sslcourse.teaching import pictures_first, plots
+from sslcourse.teaching import pictures, plots
 from sslcourse.teaching.checks import check
 from sslcourse.teaching.widgets import Choice, Slider, Text, live_picture
 
@@ -602,7 +602,7 @@ def blank_figure(sentence, hide, head):
     title += f"\n{cut} tokens further off are cut away" if cut else ""
     names = tokenizer.convert_ids_to_tokens(ids[0].tolist())
     weights = found.attentions[layer][0, which].tolist()
-    return pictures_first.fills_and_attention(names, weights, place, fills, title=title, head=head)
+    return pictures.fills_and_attention(names, weights, place, fills, title=title, head=head)
 
 
 # %% [markdown]
