@@ -10,7 +10,7 @@ What this module does not do: matrices that are spread over several processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,8 +52,12 @@ class MuonWithAdamW(torch.optim.AdamW):
     """Muon for the groups that have a ``momentum``, AdamW for the others, in one optimiser with one state."""
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        """One update of everything that has a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of everything that has a gradient; what ``closure`` gave, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         groups = self.param_groups
         for group in groups:
             if "momentum" in group:
@@ -64,6 +68,7 @@ class MuonWithAdamW(torch.optim.AdamW):
             super().step()
         finally:
             self.param_groups = groups
+        return loss
 
     def _turn(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
         """Muon's update of matrices of one shape: stacked, since many small products cost more than few large ones."""

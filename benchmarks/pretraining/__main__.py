@@ -24,14 +24,19 @@ from sslcourse import precision
 SWEEP_SEED = 100  # not one of a race's
 SHORTER = (2, 3, 6)  # `course` also runs in a half, a third and a sixth of the time: who wants a loss picks a budget
 EVERY = 8  # of so many held-out documents one is scored: a look at the largest peer takes 12 s else, off the clock
-BEGIN = Knobs(rate=3e-3, activation="silu", mask_rate=0.3, beta2=0.98)  # of every sweep
+BEGIN = Knobs(rate=3e-3, activation="silu", mask_rate=0.3, beta2=0.98)  # of a sweep
+OURS = replace(BEGIN, optimizer="muon", rate=6e-3)  # of those that have this course's recipe; Muon bears twice the rate
 MOVES: list[dict[str, Any]] = [  # tried one after the other on what is best so far; a number multiplies, two alternate
     {"rate": 0.5}, {"rate": 2.0}, {"mask_rate": [0.15, 0.3]}, {"warmup": [0.1, 0.3]}, {"batch": 0.5},
     {"start": 3.0}, {"hidden": 1.5, "inner": 1.5, "heads": [2, 3]}, {"activation": ["gelu", "silu"]},
     {"beta2": [0.999, 0.98]}, {"windows": [False, True]}, {"rate": 1.4},
 ]  # fmt: skip
 IDLE = {"start": ("started", "course"), "windows": ("bert", "started", "course")}  # knobs that do nothing there
-INSTEAD = ({"rate": 0.7}, {"rate": 1.2})  # what such a peer tries in their place: as many trials for all
+INSTEAD = {  # what such a peer tries in their place: as many trials for all
+    "bert": ({"rate": 0.7}, {"rate": 1.2}),
+    "started": ({"optimizer": ["adamw", "muon"], "rate": 0.5}, {"rate": 0.7}),
+    "course": ({"optimizer": ["adamw", "muon"], "rate": 0.5}, {"rate": 0.7}),
+}
 
 
 def moved(knobs: Knobs, move: dict[str, Any]) -> Knobs:
@@ -92,7 +97,7 @@ def sweep(names: Sequence[str], seconds: float, text: str | None) -> dict[str, A
     """For each peer the same number of trials: each changes what is best so far by one move, and is kept if better."""
     table: dict[str, Any] = {}
     for name in names:
-        best, tried, instead = BEGIN, [], iter(INSTEAD)
+        best, tried, instead = OURS if name in ("started", "course") else BEGIN, [], iter(INSTEAD.get(name, ()))
         for move in [{}, *MOVES]:
             if any(name in IDLE.get(knob, ()) for knob in move):
                 move = next(instead)

@@ -39,6 +39,7 @@ from transformers import (
 
 from sslcourse import ladder, masking, pretraining
 from sslcourse.encoder import EncoderForMaskedLM
+from sslcourse.optimizer import make_optimizer
 from sslcourse.pretraining import Recipe, Tape, evaluate
 
 LENGTH = 128
@@ -60,6 +61,7 @@ class Knobs:
     beta2: float = 0.999
     start: float = 0.02  # initializer_range
     windows: bool = False  # ModernBERT's own mix of full and sliding attention
+    optimizer: str = "adamw"  # "muon" is part of this course's recipe
 
     @classmethod
     def of(cls, **given: Any) -> Knobs:
@@ -153,12 +155,12 @@ def by_trainer(
         clock = Clock(seconds, looks, look, lambda steps: int(steps * batch * tokens_a_row))
         optimizers: tuple = (None, None)
         if knobs:
-            recipe = Recipe(learning_rate=knobs.rate, warmup=knobs.warmup, beta2=knobs.beta2)
-            optimizer = pretraining.make_optimizer(model, recipe)
+            recipe = Recipe(learning_rate=knobs.rate, warmup=knobs.warmup, beta2=knobs.beta2, optimizer=knobs.optimizer)
+            update = make_optimizer(model, recipe)
             schedule = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda _: pretraining.learning_rate(recipe, clock.progress) / recipe.learning_rate
+                update, lambda _: pretraining.learning_rate(recipe, clock.progress) / recipe.learning_rate
             )
-            optimizers = (optimizer, schedule)
+            optimizers = (update, schedule)
         trainer = Trainer(model, settings, train_dataset=rows, data_collator=collator, callbacks=[clock],
                           optimizers=optimizers)  # fmt: skip
         trainer.train()
@@ -250,6 +252,7 @@ def course_recipe(text: Text, knobs: Knobs, seed: int) -> Recipe:
         vocab_size=len(text.tokenizer), hidden_size=knobs.hidden, intermediate_size=knobs.inner, layers=knobs.layers,
         heads=knobs.heads, activation=knobs.activation, sequence_length=LENGTH, batch_size=knobs.batch,
         learning_rate=knobs.rate, warmup=knobs.warmup, beta2=knobs.beta2, mask_rate=knobs.mask_rate, seed=seed,
+        optimizer=knobs.optimizer,
     )  # fmt: skip
 
 
@@ -272,13 +275,15 @@ TUNED = ("bert", "modernbert", "started", "course")
 
 
 def useful_flops(name: str, knobs: Knobs, vocab_size: int) -> float:
-    """Useful operations a real token, as ``ladder.flops_per_token`` counts them."""
+    """Useful operations a real token, as ``ladder.flops_per_token`` counts them: of what is computed, that is."""
     if name in ("article", "run_mlm"):
         return ladder.flops_per_token(replace(ladder.ARTICLE, vocab_size=vocab_size))
-    return ladder.flops_per_token(ladder.Rung(
+    whole = ladder.flops_per_token(ladder.Rung(
         body="bert" if name == "bert" else "prenorm", vocab_size=vocab_size, hidden_size=knobs.hidden,
         intermediate_size=knobs.inner, layers=knobs.layers, mask_rate=knobs.mask_rate, sequence_length=LENGTH,
     ))  # fmt: skip
+    after_attention = knobs.hidden**2 + 3 * knobs.hidden * knobs.inner  # of the last layer, which `pretrain` narrows
+    return whole - 6 * (1 - knobs.mask_rate) * after_attention if name == "course" else whole
 
 
 def run(name: str, text: Text, knobs: Knobs, seconds: float, looks: int, seed: int) -> dict[str, Any]:
