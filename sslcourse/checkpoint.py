@@ -222,7 +222,7 @@ class Store:
     """
 
     OURS = re.compile(
-        r"checkpoint(\.new|\.old)?|whole|lock|tokens-[0-9a-f]{16}(-[0-9a-f]{16})?\.u?int\d+(\.new)?"
+        r"checkpoint(\.new|\.old|\.gone)?|whole|lock|tokens-[0-9a-f]{16}(-[0-9a-f]{16})?\.u?int\d+(\.new)?"
     )
     WORTH_KEEPING = re.compile(r"lock|tokens-[0-9a-f]{16}-[0-9a-f]{16}\.u?int\d+")  # whole tokens, by their name
 
@@ -249,7 +249,7 @@ class Store:
         try:
             yield
         except BaseException:
-            if not self.checkpoint.exists() and not (self.partial / "checkpoint.old").exists():
+            if not self.any_checkpoint():
                 self._release()
                 self.discard()
                 with suppress(OSError):  # the first error is the one to see
@@ -301,6 +301,10 @@ class Store:
     def holds_checkpoint(self) -> bool:
         """Whether there is something to resume."""
         return self.checkpoint.is_dir()
+
+    def any_checkpoint(self) -> bool:
+        """The same, or one that was cut off between two names."""
+        return self.checkpoint.exists() or (self.partial / "checkpoint.old").exists()
 
     def over(self, identity: dict[str, Any]) -> bool:
         """Whether this very run is complete already.
@@ -400,8 +404,15 @@ class Store:
         """Delete what runs have left in the folder, and the folder if nothing else is in it."""
         if not self.partial.is_dir():
             return
+        for name in ("checkpoint.old", "checkpoint"):  # at once, or one that is cut off here would look damaged
+            gone = self.partial / "checkpoint.gone"
+            shutil.rmtree(gone, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                (self.partial / name).rename(gone)
         for path in self.partial.iterdir():
             ours = path.name in LITTER or self.OURS.fullmatch(path.name)
+            if path.name == "lock" and self._lock:
+                continue  # Windows deletes no file that is open; `_release` does it
             if ours and not (keep and keep.fullmatch(path.name)):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         with suppress(OSError):  # it holds something else

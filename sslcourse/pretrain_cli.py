@@ -404,6 +404,7 @@ def _lines(file: Path, at_once: int = 2**20) -> Iterator[str]:
             inner = codecs.getincrementaldecoder(encoding)()
             decoder, place = io.IncrementalNewlineDecoder(inner, translate=True), 0
             begun: list[str] = []  # of a line whose end has not come
+            begins = False  # whether a character has come: a mark of three bytes may take three reads
             while True:
                 data = stream.read(at_once)
                 if b"\0" in data and encoding == "utf-8":
@@ -416,8 +417,8 @@ def _lines(file: Path, at_once: int = 2**20) -> Iterator[str]:
                         f"--text {file}: is not {encoding.upper()} (byte {place - waiting + error.start}); convert it, "
                         "for example with iconv -f LATIN1 -t UTF-8"
                     ) from error
-                if not place:
-                    text = text.removeprefix("\ufeff")
+                if text and not begins:
+                    text, begins = text.removeprefix("\ufeff"), True
                 place += len(data)
                 first, *others = text.split("\n")
                 begun.append(first)

@@ -430,10 +430,10 @@ class Data:
 
 def reopened(store: Store, data: Data) -> Run:
     """The run that ``store.out`` holds, complete."""
-    if store.holds_checkpoint():  # a run that was cut off after its last step had not tidied up
-        with suppress(ValueError):  # of another run, which is not ours to delete
+    with suppress(ValueError):  # a checkpoint of another run is not ours to delete
+        if store.any_checkpoint():
             store.check_identity(data.identity)
-            store.discard()
+        store.discard()  # this run was cut off after its last step, and had not tidied up
     history, done = (json.loads((store.out / name).read_text(encoding="utf-8")) for name in ("history.json", DONE))
     model = EncoderForMaskedLM.from_pretrained(store.out)
     return Run(model.eval(), data.tokenizer, data.recipe, history, done["stopped"], done["restores"])

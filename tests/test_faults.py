@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 import warnings
@@ -159,6 +160,25 @@ def test_kills_at_random_moments_leave_no_trace(tokenizer, undisturbed, tmp_path
         go(tokenizer, out, resume=True)  # it may have been killed after the folder got its name: then it tidies up
         assert as_undisturbed(out, undisturbed)
     assert kills > 8
+
+
+def test_a_death_while_it_tidies_up_leaves_nothing(tokenizer, undisturbed, tmp_path, monkeypatch):
+    """A checkpoint of which the half is deleted looks damaged, and what looks damaged is kept."""
+    deleted, out = shutil.rmtree, tmp_path / "run"
+
+    def half(path, **how):
+        if out.exists() and path.exists():
+            (path / "state.json").unlink()
+            raise SystemExit("power cut")
+        deleted(path, **how)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", half)
+    with pytest.raises(SystemExit):
+        go(tokenizer, out)
+    monkeypatch.undo()
+    assert (tmp_path / "run.partial").exists()  # or this test would show nothing
+    go(tokenizer, out, resume=True)
+    assert as_undisturbed(out, undisturbed)
 
 
 # --- asked to stop ---------------------------------------------------------------------------------------------------

@@ -235,8 +235,8 @@ def test_pretrain_learns_and_keeps_the_best_weights(tokenizer):
 
 
 def test_best_is_kept_when_the_last_is_worse(tokenizer):
-    wild = replace(RECIPE, learning_rate=0.5, schedule="constant", warmup=0.0, max_grad_norm=100.0)
-    result = run(tokenizer, wild, steps=12, evaluations=12)
+    wild = replace(RECIPE, learning_rate=0.15, schedule="constant", warmup=0.0, max_grad_norm=100.0)
+    result = run(tokenizer, wild, steps=6, evaluations=6)
     losses = [row["loss"] for row in result.history]
     assert losses[-1] > min(losses)  # or this test would show nothing
     rows = held_out_rows(wordpiece.encode(tokenizer, HELD_OUT), tokenizer, 32)
@@ -303,7 +303,7 @@ def test_checkpoints_are_safetensors_and_json_only(tokenizer, tmp_path):
 
 
 def test_early_stopping_ends_the_run(tokenizer):
-    stuck = replace(RECIPE, learning_rate=0.5, schedule="constant", warmup=0.0, max_grad_norm=100.0)
+    stuck = replace(RECIPE, learning_rate=0.15, schedule="constant", warmup=0.0, max_grad_norm=100.0)
     result = run(tokenizer, stuck, steps=200, evaluations=200, patience=3)
     assert result.stopped == "patience"
     losses = [row["loss"] for row in result.history]
