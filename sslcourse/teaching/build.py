@@ -57,7 +57,7 @@ def build(root: Path, lesson: str, kind: str = "learner") -> NotebookNode:
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}: choose one of {', '.join(KINDS)}")
     source = jupytext.read(source_path(root, lesson), fmt="py:percent")
-    cells, solution = [], None
+    cells, solution, known = [], None, claims.load_all(root)
     for identifier, cell in zip(_cell_ids(source.cells), source.cells, strict=True):
         tags = list(cell.metadata.get("tags", []))
         text = cell.source
@@ -67,7 +67,7 @@ def build(root: Path, lesson: str, kind: str = "learner") -> NotebookNode:
         if cell.cell_type == "markdown":
             if QUIZ in text:
                 text = text.replace(QUIZ, quiz.markdown(quiz.load(root, lesson)))
-            text = claims.fill(text, root)
+            text = claims.fill(text, root, known)
             if "hints" in tags and kind == "learner" and solution:
                 text, solution = f"{text}\n\n{_folded(solution)}", None
         cell = NotebookNode(cell, source=text, id=identifier, metadata={"tags": tags} if tags else {})
