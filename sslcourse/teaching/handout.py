@@ -21,6 +21,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,25 @@ MADE = ".made-by-sslcourse.json"  # which files are ours, so that nobody else's 
 
 class HandoutError(ValueError):
     """The command line asks for what cannot be done; the message names the argument, its value and the remedy."""
+
+
+class SourceError(ValueError):
+    """A lesson holds what this kind cannot show; the message says what and where."""
+
+
+def main(root: Path, kind: str, lessons: list[str], out: Path, repository: str | None = None) -> int:
+    """Make a kind in a folder; the exit status: 0 made, 1 a fault of the sources, 2 of the command line."""
+    try:
+        ours(out, kind)  # before the work, for whoever waits for it
+        place(make(root, kind, lessons, repository), kind, out)
+    except (build.quiz.QuizError, claims.ClaimError, SourceError, LeakError) as error:
+        print(f"build {kind}: nothing was written: {error}", file=sys.stderr)
+        return 1
+    except HandoutError as error:
+        print(f"build {kind}: {error}", file=sys.stderr)
+        return 2
+    print(f"{out}: {len(lessons)} {'lesson' if len(lessons) == 1 else 'lessons'}, {kind}")
+    return 0
 
 
 def make(root: Path, kind: str, lessons: list[str], repository: str | None = None) -> dict[str, bytes]:
@@ -118,18 +138,20 @@ def ours(out: Path, kind: str) -> dict[str, str]:
     """
     if out.exists() and not out.is_dir():
         raise HandoutError(f"--out {out}: it is a file; choose a folder")
-    files = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if not path.is_dir()}
-    if not files:
+    present = sorted(out.iterdir()) if out.exists() else []
+    if not present:
         return {}
     remedy = "choose a new or an empty folder"
     try:
-        record = json.loads(files.pop(MADE).read_text(encoding="utf-8"))
+        record = json.loads((out / MADE).read_text(encoding="utf-8"))
         known, before = dict(record["files"]), record["kind"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise HandoutError(f"--out {out}: it holds {next(iter(files), MADE)}, which this command did not make; "
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise HandoutError(f"--out {out}: it holds {present[0].name}, which this command did not make; "
                            f"{remedy}") from error  # fmt: skip
     if before != kind:
         raise HandoutError(f"--out {out}: it holds what `build {before}` made; {remedy}")
+    files = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if not path.is_dir()}
+    del files[MADE]
     for name, path in files.items():
         if known.get(name) != _digest(path.read_bytes()):
             what = "was changed since it was made" if name in known else "this command did not make"

@@ -91,7 +91,7 @@ def make(root: Path, lessons: list[str]) -> dict[str, bytes]:
 
     Raises:
         HandoutError: where reveal.js or latex2mathml is not installed.
-        ValueError: for a formula that latex2mathml cannot read.
+        SourceError: for a formula that latex2mathml cannot read.
     """
     vendored = reveal()
     files = {}
@@ -277,7 +277,7 @@ def mathml(formula: str, display: str) -> str:
     """A formula as MathML.
 
     Raises:
-        ValueError: if something in it was not understood, which would be shown as it is typed.
+        SourceError: if something in it was not understood, which would be shown as it is typed.
     """
     from latex2mathml.converter import convert
 
@@ -287,9 +287,10 @@ def mathml(formula: str, display: str) -> str:
     try:
         made = convert(formula.strip(), display=display)
     except Exception as error:  # it has a dozen kinds of its own
-        raise ValueError(f"latex2mathml cannot read ${formula}$: {type(error).__name__} {error}") from error
+        raise handout.SourceError(f"latex2mathml cannot read ${formula}$: {type(error).__name__} {error}") from error
     if left := re.findall(r"\\[A-Za-z]+", made):
-        raise ValueError(f"latex2mathml does not know {left[0]} in ${formula}$; say it otherwise, or add it to MISSING")
+        raise handout.SourceError(f"latex2mathml does not know {left[0]} in ${formula}$: "
+                                   "say it otherwise, or add it to slides.MISSING")  # fmt: skip
     return ALPHABET.sub(lambda match: f"<mi>{_letter(*match.groups())}</mi>", made)
 
 
