@@ -1,4 +1,4 @@
-"""What a teacher hands out: no solution in it, complete, offline, in the formats it claims, and never over other files."""
+"""What a teacher hands out: no solution in it, offline, in the formats it claims, and never written over other files."""
 
 import base64
 import copy
@@ -6,6 +6,7 @@ import functools
 import html.parser
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from traitlets.config import Config
 
 from sslcourse.teaching import assignments, build, claims, colab, handout, quiz
 
@@ -24,9 +26,14 @@ GITHUB = "https://github.com/someone/course"
 @pytest.fixture(scope="module", autouse=True)
 def built_once():
     """Every kind starts from the same few notebooks, which take a quarter of a second each."""
-    made = functools.lru_cache(maxsize=None)(build.build)
+    original = build.build
+    made = functools.cache(original)
+
+    def cached(root, *words):
+        return copy.deepcopy(made(root, *words)) if root == ROOT else original(root, *words)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "build", lambda *words: copy.deepcopy(made(*words)))
+        patch.setattr(build, "build", cached)
         yield
 
 
@@ -141,7 +148,6 @@ def test_a_folder_is_made_and_made_again(tiny, tmp_path):
     before = below(out)
     assert set(before) == {"01_tiny.ipynb", handout.MADE}
     tiny.plant("# # 01 · Tiny", "# # 01 · Tiny indeed")
-    handout.build.build.__closure__[0].cell_contents.cache_clear()
     assert teachers(tiny, out) == 0
     assert below(out)["01_tiny.ipynb"] != before["01_tiny.ipynb"]
     assert [path.name for path in out.parent.iterdir()] == ["folder"]
@@ -225,11 +231,6 @@ def test_what_makes_no_sense_is_refused(tiny, tmp_path, capsys, kind, repository
 # -- slides ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def decks():
-    return {name: content.decode() for name, content in handout.make(ROOT, "slides", LESSONS).items()}
-
-
 class Page(html.parser.HTMLParser):
     """What a page would fetch, its pictures, and how its slides are nested."""
 
@@ -257,6 +258,12 @@ class Page(html.parser.HTMLParser):
             self.fetched += re.findall(r"@import[^;]*|url\((?!['\"]?data:)[^)]*\)", data)
 
 
+@pytest.fixture(scope="module")
+def decks():
+    return {name: (content.decode(), Page(content.decode()))
+            for name, content in handout.make(ROOT, "slides", LESSONS).items()}  # fmt: skip
+
+
 def test_a_page_that_fetches_is_told():
     for bad in ('<script src="https://x.org/a.js">', '<link href="//x.org/a.css">', '<img src="http://x.org/a.png">',
                 "<style>@import url(https://x.org/a.css);</style>", "<style>@font-face{src:url(https://x/a)}</style>",
@@ -266,27 +273,27 @@ def test_a_page_that_fetches_is_told():
 
 
 def test_slides_fetch_nothing(decks):
-    assert {name: Page(text).fetched for name, text in decks.items() if Page(text).fetched} == {}
-    assert all("Reveal.initialize(" in decks[f"{lesson}.html"] for lesson in LESSONS)
-    assert all(f'href="{lesson}.html"' in decks["index.html"] for lesson in LESSONS)
+    links = [f"{lesson}.html" for lesson in LESSONS]  # the index has them, in <a>
+    assert {name: page.fetched for name, (_, page) in decks.items() if page.fetched} == {}
+    assert set(decks) == {*links, "index.html"}
+    assert all("Reveal.initialize(" in decks[link][0] and f'href="{link}"' in decks["index.html"][0] for link in links)
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_slides_show_the_lesson(decks, lesson):
-    page = Page(decks[f"{lesson}.html"])
-    stored = nbformat.read(build.notebook_path(ROOT, lesson), as_version=4)
+    text, page = decks[f"{lesson}.html"]
+    stored = handout.with_stored_outputs(ROOT, build.build(ROOT, lesson, "student"))
     figures = [output for cell in build.code_cells(stored) for output in cell.outputs
                if "image/png" in output.get("data", {})]  # fmt: skip
-    assert len(page.pictures) == len(figures) > 0
+    assert len(page.pictures) == len(figures)
     assert all(picture["alt"].strip() for picture in page.pictures)
     assert set(page.slides) == {1, 2}
     assert page.depth == 0
-    text = decks[f"{lesson}.html"]
-    prose = "\n".join(cell.source for cell in stored.cells if cell.cell_type == "markdown")
-    assert text.count(">Exercise ") >= len(build.HEADER.findall(prose)) > 0
-    assert text.count("your code here") == len(build.HEADER.findall(prose))
-    assert "TraitError" not in text
-    assert not re.findall(r"\$[^$<>{}`\n]*\\[a-z]+[^$<>\n]*\$", text.partition('class="slides"')[2].partition("<script>")[0])
+    exercises = build.HEADER.findall("\n".join(cell.source for cell in stored.cells))
+    assert text.count("your code here") == len(exercises) > 0
+    assert all(f"<h3>Exercise {number} " in text for number in exercises)
+    shown = re.sub(r"(?s)<(pre|code)\b.*?</\1>", "", text.partition('class="slides"')[2].partition("<script>")[0])
+    assert not re.findall(r"\$[^$<>\n]*\\[a-z]+[^$<>\n]*\$", shown), "a formula stands as it was typed"
 
 
 class TestSlides:
@@ -343,24 +350,24 @@ def test_an_assignment_keeps_to_nbgraders_format(lesson):
     assert all(re.fullmatch(r"[\w-]+", name) for name in ids)
     solutions, tests = roles[::2], roles[1::2]
     assert len(solutions) == len(tests) == len(build.HEADER.findall("\n".join(cell.source for cell in notebook.cells)))
+    assert {(role.schema_version, role.task) for _, role in roles} == {(3, False)}
     for cell, role in solutions:
-        assert (role.schema_version, role.solution, role.grade, role.locked, role.task) == (3, True, False, False, False)
+        assert (role.solution, role.grade, role.locked) == (True, False, False)
         assert "points" not in role
         assert len(claims.SOLUTION.findall(cell.source)) == 1
     for cell, role in tests:
-        assert (role.schema_version, role.solution, role.grade, role.locked, role.task) == (3, False, True, True, False)
+        assert (role.solution, role.grade, role.locked) == (False, True, True)
         assert 1 <= role.points <= 3
         assert cell.source.endswith('assert verdict.status == "passed", verdict')
     marked = [cell for cell in notebook.cells if "### BEGIN SOLUTION" in cell.source]
     assert marked == [cell for cell, _ in solutions]
 
 
-def test_nbgraders_folder_and_settings(tiny):
+def test_nbgraders_folder_and_settings(tiny, monkeypatch):
     files = assignments.make(tiny.root, [tiny.lesson])
     assert set(files) == {"nbgrader_config.py", "source/01_tiny/01_tiny.ipynb"}
-    settings = type("Settings", (), {"__getattr__": lambda self, name: self.__dict__.setdefault(name, Settings())})
-    Settings = settings  # noqa: N806
-    c = settings()
+    monkeypatch.setenv("SSLCOURSE_PROFILE", "quick")  # as the settings do, and undone afterwards
+    c = Config()
     exec(files["nbgrader_config.py"].decode(), {"get_config": lambda: c})
     assert c.ClearSolutions.code_stub == {"python": claims.STUB}, "checks know an untouched stub by what it returns"
 
@@ -368,27 +375,35 @@ def test_nbgraders_folder_and_settings(tiny):
 @pytest.mark.skipif(importlib.util.find_spec("nbgrader") is None, reason="nbgrader, 100 packages, is not installed")
 def test_nbgrader_itself_takes_it(tiny, tmp_path):
     """It makes the release, fails its stub, passes the filled-in copy, and gives each its points."""
+    from nbgrader.api import Gradebook
+
     course = tmp_path / "nbgrader"
     assert handout.main(tiny.root, "nbgrader", [tiny.lesson], course) == 0
-    said = nbgrader(course, "generate_assignment", tiny.lesson, "--create")
+    filled = course / "source" / tiny.lesson / f"{tiny.lesson}.ipynb"
     release = course / "release" / tiny.lesson / f"{tiny.lesson}.ipynb"
+    said = nbgrader(tiny.root, course, "generate_assignment", tiny.lesson, "--create")
     assert release.is_file(), said
     assert handout.leaks(tiny.root, {"release": release.read_bytes()}) == []
-    assert "1 test cell" in nbgrader(course, "validate", str(release)).lower() or True
-    for student, source in (("ada", release), ("bob", course / "source" / tiny.lesson / f"{tiny.lesson}.ipynb")):
+    stubs = [cell.source for cell in build.code_cells(build.build(tiny.root, tiny.lesson, "student"))]
+    released = [cell.source for cell in build.code_cells(nbformat.read(release, as_version=4))]
+    assert [one for one in stubs if "your code here" in one] == [one for one in released if "your code here" in one]
+    assert "FAILED ON 1 CELL" in nbgrader(tiny.root, course, "validate", str(release))
+    assert "Success" in nbgrader(tiny.root, course, "validate", str(filled))
+    for student, answer in (("ada", release), ("bob", filled)):
         target = course / "submitted" / student / tiny.lesson / f"{tiny.lesson}.ipynb"
         target.parent.mkdir(parents=True)
-        target.write_bytes(source.read_bytes())
-    nbgrader(course, "autograde", tiny.lesson, "--create")
-    nbgrader(course, "export")
-    rows = (course / "grades.csv").read_text().splitlines()
-    scores = {row.split(",")[5]: row for row in rows[1:]}
-    assert set(scores) == {"ada", "bob"}
+        target.write_bytes(answer.read_bytes())
+    said = nbgrader(tiny.root, course, "autograde", tiny.lesson, "--create")
+    with Gradebook(f"sqlite:///{course}/gradebook.db") as book:
+        scores = {one.student.id: (one.score, one.max_score) for one in book.assignment_submissions(tiny.lesson)}
+    assert scores == {"ada": (0.0, 1.0), "bob": (1.0, 1.0)}, said
 
 
-def nbgrader(course, *words):
-    done = subprocess.run([sys.executable, "-m", "nbgrader", *words], cwd=course, capture_output=True, text=True,
-                          timeout=600)  # fmt: skip
+def nbgrader(root, course, *words):
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls alembic by name
+    environment = {**os.environ, "PATH": scripts, "SSLCOURSE_ROOT": str(root), "JUPYTER_PREFER_ENV_PATH": "1"}
+    done = subprocess.run([sys.executable, "-m", "nbgrader", *words], cwd=course, env=environment,
+                          capture_output=True, text=True, timeout=600)  # fmt: skip
     return done.stdout + done.stderr
 
 

@@ -91,12 +91,14 @@ def make(root: Path, kind: str, lessons: list[str], repository: str | None = Non
 
 
 def with_stored_outputs(root: Path, notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook with the outputs of the committed learner's one, where the code is the same."""
-    path = build.notebook_path(root, notebook.metadata.sslcourse.lesson)
-    if path.exists():
-        stored = nbformat.read(path, as_version=4)
-        if build.same_code(stored, notebook):
-            build.carry(stored, notebook)
+    """The notebook with the outputs of the committed learner's one; without, said on stderr, where the code differs."""
+    lesson = notebook.metadata.sslcourse.lesson
+    path = build.notebook_path(root, lesson)
+    stored = nbformat.read(path, as_version=4) if path.exists() else None
+    if stored is not None and build.same_code(stored, notebook):
+        build.carry(stored, notebook)
+    else:
+        print(f"{lesson}: no outputs are shown: run `python -m sslcourse notebooks {lesson[:2]}`", file=sys.stderr)
     return notebook
 
 
