@@ -1,4 +1,4 @@
-"""What a teacher hands out: no solution in it, offline, in the formats it claims, and never written over other files."""
+"""What a teacher hands out: no solution in it, offline, in the formats it claims, never written over other files."""
 
 import base64
 import copy

@@ -188,17 +188,18 @@ def pages(text: str) -> Iterator[str]:
 def blocks(text: str) -> Iterator[str]:
     """Paragraphs, lists, tables; what is fenced, folded or displayed mathematics stays whole."""
     held: list[str] = []
+    whole = True
     for line in text.split("\n"):
-        held.append(line)
+        if held and whole and (not line.strip() or line.startswith("#") or held[0].startswith("#")):
+            yield "\n".join(held)
+            held = []
+        if held or line.strip():
+            held.append(line)
         block = "\n".join(held)
         whole = (block.count("```") % 2 == 0 and block.count("$$") % 2 == 0
                  and block.count("<details>") == block.count("</details>"))  # fmt: skip
-        if whole and (not line.strip() or line.startswith("#")):
-            if block.strip():
-                yield block.strip()
-            held = []
-    if "".join(held).strip():
-        yield "\n".join(held).strip()
+    if held:
+        yield "\n".join(held)
 
 
 def weigh(block: str) -> int:
