@@ -21,7 +21,7 @@ COMMANDS = {
     "update": "the lesson as it is now with your answers in it; the difference is shown first",
     "run": "run lessons without a browser; notebooks and HTML under build/, a table of what came of them",
     "notebooks": "run lessons in the full profile and store outputs and ledgers in the repository",
-    "build": "make the learner's, student's or teacher's notebooks from the sources, without running them",
+    "build": "make notebooks, slides or assignments from the sources and the stored outputs, without running a lesson",
     "gate": "compare notebooks with sources and stored claims with their bounds",
     "pretrain": "pretrain an encoder on your own text",
 }
@@ -75,10 +75,11 @@ def _add_arguments(name: str, one: argparse.ArgumentParser) -> None:
     elif name == "notebooks":
         _lessons(one)
     elif name == "build":
-        one.add_argument("words", nargs="*", metavar="[learner|student|teacher] [NN ...]",
-                         help="which notebooks (default: learner), of which lessons (default: all)")
+        one.add_argument("words", nargs="*", metavar="[learner|student|teacher|slides|nbgrader|colab] [NN ...]",
+                         help="what to make (default: learner), of which lessons (default: all)")
         one.add_argument("--out", type=Path, metavar="DIR",
                          help="default: notebooks for the learner's, keeping outputs that still hold; else build/KIND")
+        one.add_argument("--repository", metavar="URL", help="colab: the course on GitHub, https://github.com/OWNER/NAME")
         one.add_argument("--execute", action="store_true", help="the same as the command notebooks")
 
 
@@ -170,23 +171,22 @@ def _notebooks(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from sslcourse.teaching import build
+    from sslcourse.teaching import build, handout
 
     words = list(arguments.words)
-    kind = words.pop(0) if words and words[0] in build.KINDS else "learner"
+    kind = words.pop(0) if words and words[0] in handout.KINDS else "learner"
+    if words and words[0].isalpha():
+        print(f"there is no kind {words[0]!r}; choose one of {', '.join(handout.KINDS)}", file=sys.stderr)
+        return 2
     lessons = select(ROOT, words)
     if arguments.execute:
         return _notebooks(argparse.Namespace(lessons=lessons))
+    if kind != "learner" or arguments.out or arguments.repository:
+        return handout.main(ROOT, kind, lessons, arguments.out or ROOT / "build" / kind, arguments.repository)
     for lesson in lessons:
-        if kind == "learner" and arguments.out is None:
-            kept = build.write_learner(ROOT, lesson)
-            print(f"notebooks/{lesson}.ipynb" + ("" if kept else ": its code has no outputs yet"))
-        else:
-            path = usable(arguments.out or ROOT / "build" / kind) / f"{lesson}.ipynb"
-            build.save(build.build(ROOT, lesson, kind), path)
-            print(path)
-    if kind == "learner" and arguments.out is None:
-        _refresh_readme()
+        kept = build.write_learner(ROOT, lesson)
+        print(f"notebooks/{lesson}.ipynb" + ("" if kept else ": its code has no outputs yet"))
+    _refresh_readme()
     return 0
 
 

@@ -5,6 +5,7 @@ Names of package registries are put together from parts here, because no committ
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -106,6 +108,31 @@ def test_conda_door_opens_on_the_same_list():
     assert len(pip) == 2, "packages are named in pyproject.toml only"
     assert set(editable.split(",")) == set(PROJECT["optional-dependencies"]) - BY_CHOICE
     assert environment["name"] == PROJECT["name"]
+
+
+def test_every_door_installs_the_same():
+    """make, conda, the lines without make, and the container, which calls make."""
+    same = "-c constraints.txt -e"
+    extras = ",".join(extra for extra in PROJECT["optional-dependencies"] if extra not in BY_CHOICE)
+    for name in ("Makefile", "README.md", "CONTRIBUTING.md"):
+        found = re.findall(rf"{same} ['\"]\.\[([^]]*)]['\"]", (ROOT / name).read_text(encoding="utf-8"))
+        assert extras in found, name
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    assert container["postCreateCommand"] == "make .venv/.ready"
+    assert container["forwardPorts"] == [8888]  # where `make lab` looks for a free port first
+    [python] = re.findall(r"^python:(\d+\.\d+)-", container["image"])
+    assert Version(python) in SpecifierSet(PROJECT["requires-python"])
+    assert f"Python {python}, git and make" in (ROOT / "README.md").read_text(encoding="utf-8"), "what CI runs on"
+    settings = container["customizations"]["vscode"]["settings"]
+    assert settings["python.defaultInterpreterPath"].endswith("/.venv/bin/python")
+    assert set(container["containerEnv"]) == {"TORCH_INDEX"}, "nothing else of a person's machine goes in"
+
+
+def test_readme_names_every_door():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for door in (".devcontainer", "build colab --repository", "environment.yml", "make lab", "py -3.11 -m venv"):
+        assert door in text
+    assert (ROOT / ".devcontainer").is_dir()
 
 
 def test_versions_that_doctor_asks_for_are_those_of_pyproject():

@@ -57,7 +57,7 @@ def build(root: Path, lesson: str, kind: str = "learner") -> NotebookNode:
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}: choose one of {', '.join(KINDS)}")
     source = jupytext.read(source_path(root, lesson), fmt="py:percent")
-    cells, solution = [], None
+    cells, solution, known = [], None, claims.load_all(root)
     for identifier, cell in zip(_cell_ids(source.cells), source.cells, strict=True):
         tags = list(cell.metadata.get("tags", []))
         text = cell.source
@@ -67,7 +67,7 @@ def build(root: Path, lesson: str, kind: str = "learner") -> NotebookNode:
         if cell.cell_type == "markdown":
             if QUIZ in text:
                 text = text.replace(QUIZ, quiz.markdown(quiz.load(root, lesson)))
-            text = claims.fill(text, root)
+            text = claims.fill(text, root, known)
             if "hints" in tags and kind == "learner" and solution:
                 text, solution = f"{text}\n\n{_folded(solution)}", None
         cell = NotebookNode(cell, source=text, id=identifier, metadata={"tags": tags} if tags else {})
@@ -106,10 +106,14 @@ def _cell_ids(cells: Iterable[NotebookNode]) -> Iterator[str]:
 
 
 def save(notebook: NotebookNode, path: Path) -> None:
-    """Write a notebook as git likes it: indent 1, sorted keys, a newline at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(to_bytes(notebook))
+
+
+def to_bytes(notebook: NotebookNode) -> bytes:
+    """A notebook as git likes it: indent 1, sorted keys, a newline at the end."""
     text = nbformat.writes(notebook, version=nbformat.NO_CONVERT, indent=1)
-    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    return (text.rstrip("\n") + "\n").encode()
 
 
 def write_learner(root: Path, lesson: str, executed: NotebookNode | None = None) -> bool:
@@ -121,7 +125,7 @@ def write_learner(root: Path, lesson: str, executed: NotebookNode | None = None)
     notebook = build(root, lesson)
     if executed is None and path.exists():
         executed = nbformat.read(path, as_version=4)
-    kept = executed is not None and _code(executed) == _code(notebook)
+    kept = executed is not None and same_code(executed, notebook)
     if kept:
         carry(executed, notebook)
     save(notebook, path)
@@ -136,6 +140,11 @@ def carry(executed: NotebookNode, notebook: NotebookNode) -> None:
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def same_code(one: NotebookNode, other: NotebookNode) -> bool:
+    """Whether two notebooks run the same code, comments aside."""
+    return _code(one) == _code(other)
 
 
 def _code(notebook: NotebookNode) -> list[str]:

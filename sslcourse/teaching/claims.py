@@ -272,13 +272,15 @@ def stored(root: Path, lesson: str) -> Ledger | None:
 # -- prose -------------------------------------------------------------------------------------------------------------
 
 
-def fill(text: str, root: Path) -> str:
+def fill(text: str, root: Path, claims: Mapping[str, Claim] | None = None) -> str:
     """Put stored values in place of ``{{claim-id}}``; an absent one reads "(not measured yet)".
+
+    ``claims`` are those of the whole course, if the caller has them already.
 
     Raises:
         ClaimError: for an id that no lesson claims.
     """
-    claims = load_all(root)
+    claims = load_all(root) if claims is None else claims
 
     def value(match: re.Match) -> str:
         claim = claims.get(match[1])
