@@ -81,7 +81,8 @@ def _add_arguments(name: str, one: argparse.ArgumentParser) -> None:
         one.add_argument("--out", type=Path, default=Path("grades.csv"), metavar="FILE", help="default: grades.csv")
         one.add_argument("--lessons", nargs="+", default=[], metavar="NN",
                          help="default: those of which anybody handed one in")
-        one.add_argument("--seconds", type=float, default=usual.seconds, help=f"an exercise; default: {usual.seconds:g}")
+        one.add_argument("--seconds", type=float, default=usual.seconds, metavar="S",
+                         help=f"an exercise may take; default: {usual.seconds:g}")
         one.add_argument("--memory", type=int, default=usual.memory_mb, metavar="MB",
                          help=f"of a submission's processes together; default: {usual.memory_mb}")
     elif name == "notebooks":

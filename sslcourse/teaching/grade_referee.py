@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 import warnings
 from contextlib import suppress
@@ -110,6 +109,8 @@ def main() -> None:
         with suppress(BrokenPipeError):
             replies.write(json.dumps(reply) + "\n")
             replies.flush()
+    if worker:  # whoever asked is gone
+        worker.end()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Calls between two processes that do not trust each other: JSON and safetensors over pipes, never pickle.
 
-Both sides hold a ``Peer``. Whoever calls sends numbers, texts, lists, tensors, and functions of its own, which the other
-side may call back; what comes back is rebuilt here, from data. So nothing that arrives can run code, and nothing that
-an answer changes in its own process (torch, a checker, a method of a tensor) is ever used by this one.
+Both sides hold a ``Peer``. Whoever calls sends numbers, texts, lists, tensors, and functions of its own, which the
+other side may call back; what comes back is rebuilt here, from data. So nothing that arrives can run code, and nothing
+that an answer changes in its own process (torch, a checker, a method of a tensor) is ever used by this one.
 
-Gradients cross as well: where tensors with ``requires_grad`` go over and results with a graph come back, a backward pass
-here asks the other side for its vector-Jacobian product. Second derivatives do not cross.
+Gradients cross as well: where tensors with ``requires_grad`` go over and results with a graph come back, a backward
+pass here asks the other side for its vector-Jacobian product. Second derivatives do not cross.
 
 What this module does not do: limit time or memory of the other side. ``grade`` does.
 """

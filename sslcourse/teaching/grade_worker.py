@@ -1,9 +1,9 @@
 """The process in which a submission's answers run: it shuts itself in, then does what it is asked over its pipes.
 
-Nothing that it says is believed: ``grade_referee`` calls the functions that live here, and judges what they return. What
-is written to standard output or error goes nowhere. How an answer behaves *inside* this process (does it call sslcourse,
-a forbidden function, does it change an argument in place?) can only be seen from inside, so a submission that sets out
-to can hide it; it could as well copy the solution.
+Nothing that it says is believed: ``grade_referee`` calls the functions that live here, and judges what they return.
+What is written to standard output or error goes nowhere. How an answer behaves *inside* this process (does it call
+sslcourse, a forbidden function, does it change an argument in place?) can only be seen from inside, so a submission
+that sets out to can hide it; it could as well copy the solution.
 
 What this module does not do: limit time and memory. ``grade`` watches both, from outside.
 """
@@ -53,7 +53,8 @@ def shut_in(level: str, scratch: Path, hidden: list[str]) -> None:
 
     if level == "sealed":
         wish = _Attributes(READ_ONLY, 0, 0, 0)
-        must(libc.syscall(MOUNT_SETATTR, AT_FDCWD, b"/", RECURSIVE, ctypes.byref(wish), ctypes.sizeof(wish)), "read-only")
+        size = ctypes.sizeof(wish)
+        must(libc.syscall(MOUNT_SETATTR, AT_FDCWD, b"/", RECURSIVE, ctypes.byref(wish), size), "read-only")
         for folder in hidden:
             empty(folder, 1)
         empty(str(scratch), SCRATCH_MB)

@@ -165,10 +165,13 @@ def check(exercise: str, answer: Callable[..., Any]) -> Result:
     return result
 
 
-def grade(exercise: str, answer: Callable[..., Any], seed: int | None = None, *, wrap: type[Answer] = Answer) -> Result:
+def grade(
+    exercise: str, answer: Callable[..., Any], seed: int | None = None, *, wrap: type[Answer] = Answer
+) -> Result:
     """What ``check`` does, never raising for a wrong answer; ``seed`` repeats one grading.
 
-    ``wrap`` is how the answer is called: here and watched, or in another process, as ``python -m sslcourse grade`` does.
+    ``wrap`` is how the answer is called: here and watched, or in another process, as ``python -m sslcourse grade``
+    does.
     """
     lesson = exercise.partition(".")[0]
     if lesson in MODULES:
