@@ -250,9 +250,8 @@ def desk():
     """A worker's desk, and the referee's end of the pipes to it, in one process."""
     here_in, there_out = os.pipe()
     there_in, here_out = os.pipe()
-    one, desk = Desk(), None
-    desk = one
-    there = Peer(os.fdopen(there_in, "rb"), os.fdopen(there_out, "wb"), {"answer": one.answer}, checks.Wrong)
+    desk = Desk()
+    there = Peer(os.fdopen(there_in, "rb"), os.fdopen(there_out, "wb"), {"answer": desk.answer}, checks.Wrong)
     here = Peer(os.fdopen(here_in, "rb"), os.fdopen(here_out, "wb"), {}, checks.Wrong)
     there.start()
     here.start()
@@ -356,7 +355,8 @@ def test_a_cell_that_overwhelms_the_parser_is_one_more_error(cell, tmp_path):
 
 
 def test_no_cell_of_the_table_is_a_formula_or_breaks_its_line():
-    book = grade.Gradebook([grade.Row("=cmd|x", "l", "0.1", "not passed", grade._line("@a\x1b[31m, \"b\"\nsecond"), 1.0)])
+    message = grade._line('@a\x1b[31m, "b"\nsecond')
+    book = grade.Gradebook([grade.Row("=cmd|x", "l", "0.1", "not passed", message, 1.0)])
     assert book.csv().splitlines()[1] == "'=cmd|x,l,0.1,not passed,\"'@a [31m, \"\"b\"\"\",1.0"
 
 

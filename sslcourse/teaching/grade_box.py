@@ -27,6 +27,7 @@ from sslcourse.teaching.grade_read import Exercise
 PACKAGE = Path(__file__).resolve().parents[2]  # where `sslcourse` lies
 START = 120.0  # seconds in which a process must be ready that only imports
 TICK = 0.1  # seconds between two looks at time and memory
+PROCESSES = 200  # that a submission may have at once
 REFEREE_MB = 3000  # what the referee itself may take; it needs a tenth
 MARK = "SSLCOURSE_GRADE"  # in the environment of every process of a submission: by this they are found
 
@@ -117,7 +118,7 @@ class Referee:
         self.alive = bool(reply.get("alive")) and not why
         if why:
             return why, {"timeout": f"no end within {self.limits.seconds:g} s",
-                         "memory": f"more than {self.limits.memory_mb} MB",
+                         "memory": f"more than {self.limits.memory_mb} MB, or than {PROCESSES} processes",
                          "error": "the submission ended the process that judges it"}[why]  # fmt: skip
         return reply["verdict"], reply["message"]
 
@@ -172,8 +173,10 @@ class Referee:
             if referee.memory_info().rss > REFEREE_MB << 20:
                 self.process.kill()
                 return True
-            total = 0
-            for one in referee.children(recursive=True):
+            total, below = 0, referee.children(recursive=True)
+            if len(below) > PROCESSES:
+                return True
+            for one in below:
                 with suppress(psutil.Error):  # it ended between the two lines
                     total += one.memory_info().rss
             return total > self.limits.memory_mb << 20
