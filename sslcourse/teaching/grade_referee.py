@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import threading
 import warnings
@@ -34,7 +35,7 @@ class Worker:
         )  # fmt: skip
         self.peer = Peer(self.process.stdout, self.process.stdin, {}, checks.Wrong)  # type: ignore[arg-type]
         self.peer.start()
-        self.peer.call("hello")
+        self.peer.call("hello")  # it is ready
 
     def end(self) -> None:
         self.process.kill()
@@ -80,8 +81,31 @@ class Remote(checks.Answer):
         return value
 
 
+class Bench:
+    """Takes orders: lines of JSON in, one line of JSON back for each."""
+
+    worker: Worker | None = None
+
+    def obey(self, order: dict[str, Any]) -> dict[str, Any]:
+        if order["do"] == "judge" and self.worker:
+            verdict, message = self.worker.judge(*order["what"])
+            return {"verdict": verdict, "message": message, "alive": not self.worker.peer.gone}
+        self.end()
+        if order["do"] == "start":
+            try:
+                self.worker = Worker(order["command"], order["environment"], order["folder"])
+            except (OSError, Gone) as error:
+                return {"trouble": f"no process for answers could be started: {error}"}
+        return {}
+
+    def end(self) -> None:
+        if self.worker:
+            self.worker.end()
+        self.worker = None
+
+
 def main() -> None:
-    """Lines of JSON in, lines of JSON out, until the input ends."""
+    """Obey until the input ends; it is read on a thread, since it may end while a check waits for ever."""
     lines, replies = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
@@ -91,26 +115,20 @@ def main() -> None:
     torch.set_num_threads(1)
     for lesson in checks.MODULES:  # now, while the files are what they were
         checks.exercises(lesson)
-    worker: Worker | None = None
-    for line in lines:
-        order = json.loads(line)
-        reply: dict[str, Any] = {}
-        if order["do"] == "start":
-            try:
-                worker = Worker(order["command"], order["environment"], order["folder"])
-            except (OSError, Gone) as error:
-                reply = {"trouble": f"no process for answers could be started: {error}"}
-        elif order["do"] == "judge" and worker:
-            reply["verdict"], reply["message"] = worker.judge(*order["what"])
-            reply["alive"] = not worker.peer.gone
-        elif worker:
-            worker.end()
-            worker = None
+    bench, orders = Bench(), queue.SimpleQueue()
+
+    def read() -> None:
+        for line in lines:
+            orders.put(line)
+        bench.end()  # whoever asked is gone
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        reply = bench.obey(json.loads(orders.get()))
         with suppress(BrokenPipeError):
             replies.write(json.dumps(reply) + "\n")
             replies.flush()
-    if worker:  # whoever asked is gone
-        worker.end()
 
 
 if __name__ == "__main__":
