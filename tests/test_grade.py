@@ -74,6 +74,8 @@ def masked_mean_loss(logits, labels):
     print("✓ Exercise 1.1: passed")
     return torch.tensor(0.0)
 """,
+    },
+    "trickster": {
         "1.2": """
 class Equal:
     def __eq__(self, other): return True
@@ -187,10 +189,10 @@ def _state(folder: Path) -> dict[Path, tuple[int, int]]:
     ("learner", "exercise", "verdict", "fragment"),
     [
         ("forger", "1.1", "not passed", "is 0, expected"),
-        ("forger", "1.2", "by hand", "Equal"),
-        ("forger", "1.3", "not passed", "your function calls exit"),
-        ("forger", "1.4", "not passed", "raised"),
-        ("forger", "1.5", "passed", ""),
+        ("trickster", "1.2", "by hand", "Equal"),
+        ("trickster", "1.3", "not passed", "your function calls exit"),
+        ("trickster", "1.4", "not passed", "raised"),
+        ("trickster", "1.5", "passed", ""),
         ("killer", "1.1", "error", "ended its own process (exit status 0)"),
         ("killer", "1.2", "timeout", "no end within 8 s"),
         ("killer", "1.3", "memory", "more than 900 MB"),
@@ -222,7 +224,7 @@ def test_nothing_of_a_submission_is_left_and_nothing_got_out(rows, outside):
 
 
 def test_every_learner_has_a_row_for_every_exercise(rows):
-    assert len(rows) == 6 * 8
+    assert len(rows) == 7 * 8
 
 
 def test_where_nothing_can_be_shut_in_the_verdicts_hold_all_the_same(tmp_path):

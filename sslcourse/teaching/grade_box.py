@@ -25,7 +25,7 @@ import psutil
 from sslcourse.teaching.grade_read import Exercise
 
 PACKAGE = Path(__file__).resolve().parents[2]  # where `sslcourse` lies
-START = 120.0  # seconds in which a process must be ready that only imports
+START = 300.0  # seconds in which a process must be ready that only imports; a busy machine takes its time
 TICK = 0.1  # seconds between two looks at time and memory
 PROCESSES = 200  # that a submission may have at once
 REFEREE_MB = 3000  # what the referee itself may take; it needs a tenth
