@@ -29,7 +29,8 @@ def baseline_hit_rate(train_words, held_out_words):
 """,
     "1.1": """
 def masked_mean_loss(logits, labels):
-    return F.cross_entropy(logits[labels != -100].double(), labels[labels != -100]).to(logits.dtype)
+    rows, right = logits[labels != -100], labels[labels != -100]
+    return (torch.logsumexp(rows, -1) - rows[torch.arange(len(rows)), right]).mean()
 """,
     "1.5": """
 def bits_per_byte(batch_means, counts, n_bytes):
@@ -196,10 +197,10 @@ def _state(folder: Path) -> dict[Path, tuple[int, int]]:
         ("killer", "1.1", "error", "ended its own process (exit status 0)"),
         ("killer", "1.2", "timeout", "no end within 8 s"),
         ("killer", "1.3", "memory", "more than 900 MB"),
-        ("killer", "1.4", "not passed", "the posterior"),
+        ("killer", "1.4", "error", "ended its own process (exit status -9)"),
         ("killer", "1.5", "error", ""),
         ("zoe", "0.1", "passed", ""),
-        ("zoe", "0.2", "not passed", "most frequent"),
+        ("zoe", "0.2", "not passed", "the hit rate is"),
         ("zoe", "0.3", "not attempted", ""),
         ("zoe", "1.1", "passed", ""),
         ("zoe", "1.2", "error", "SyntaxError"),
@@ -250,7 +251,7 @@ def test_where_nothing_can_be_shut_in_the_verdicts_hold_all_the_same(tmp_path):
 def test_the_least_of_a_lesson_is_run_before_an_answer():
     exercise = next(one for one in grade_read.course(ROOT, KNOWN[1]) if one.number == "1.1")
     assert exercise.setup("def f(logits, torch):\n    labels = len(logits)\n    return labels") == ""
-    assert exercise.setup(RIGHT["1.1"]).splitlines() == ["import torch.nn.functional as F"]
+    assert exercise.setup(RIGHT["1.1"]).splitlines() == ["import torch"]
     assert "def helper" in exercise.setup("def f():\n    return helper(1)", ["def helper(x):\n    return x"])
 
 
