@@ -192,7 +192,7 @@ def _state(folder: Path) -> dict[Path, tuple[int, int]]:
         ("forger", "1.1", "not passed", "is 0, expected"),
         ("trickster", "1.2", "by hand", "Equal"),
         ("trickster", "1.3", "not passed", "your function calls exit"),
-        ("trickster", "1.4", "not passed", "raised"),
+        ("trickster", "1.4", "not passed", "ConnectionRefusedError" if SEALED == "sealed" else "socket"),
         ("trickster", "1.5", "passed", ""),
         ("killer", "1.1", "error", "ended its own process (exit status 0)"),
         ("killer", "1.2", "timeout", "no end within 8 s"),
@@ -230,7 +230,7 @@ def test_every_learner_has_a_row_for_every_exercise(rows):
 
 def test_where_nothing_can_be_shut_in_the_verdicts_hold_all_the_same(tmp_path):
     notebook(tmp_path / "a" / "00_x.ipynb", {
-        "0.1": "import socket\ndef hide(words, i):\n    socket.create_connection(('192.0.2.1', 80), timeout=1)\n",
+        "0.1": "import socket\nsocket.create_connection(('192.0.2.1', 80), timeout=1)\n" + RIGHT["0.1"],
         "0.2": "import os\ndef baseline_hit_rate(a, b):\n    os.kill(os.getppid(), 9)\n    return 0.0\n",
         "0.3": "import subprocess\nsubprocess.Popen(['sleep', '98766'], start_new_session=True)\n"
                "def epoch_minutes(lengths, row_length, tokens_per_second):\n    return 0.0, 0.0\n",

@@ -131,9 +131,10 @@ def main() -> None:
         outgoing.write(b"shut in")
         outgoing.flush()
         return
-    from sslcourse.teaching import offline
+    if orders["level"] == "guarded":  # second best: elsewhere there is no network to be reached
+        from sslcourse.teaching import offline
 
-    offline.guard()
+        offline.guard()
     import torch
 
     from sslcourse.teaching.checks import Wrong
