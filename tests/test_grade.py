@@ -17,7 +17,6 @@ from sslcourse.teaching import claims, grade, grade_box, grade_read
 
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = claims.lessons(ROOT)
-SEALED = "sealed" if sys.platform == "linux" else "guarded"
 LIMITS = grade_box.Limits(seconds=8.0, memory_mb=900)
 RIGHT = {
     "0.1": "def hide(words, i):\n    return [*words[:i], '[MASK]', *words[i + 1 :]], words[i]\n",
@@ -54,7 +53,6 @@ def notebook(path: Path, cells: dict[str, str], lesson: str | None = None) -> No
 
 def graded(folder: Path, level: str, limits: grade_box.Limits = LIMITS) -> dict[tuple[str, str], grade.Row]:
     book, box = grade.Gradebook(), grade_box.Box([folder])
-    assert level == "guarded" or box.level == level, f"this Linux allows {box.level} only"
     box.level = level
     grade.grade(ROOT, folder, [], limits, box, book)
     return {(row.learner, row.exercise): row for row in book.rows}
@@ -165,6 +163,8 @@ def outside():
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory, outside):
+    if grade_box.Box().level != "sealed":
+        pytest.skip("these submissions would harm a machine that cannot shut them in: no user namespaces here")
     folder = tmp_path_factory.mktemp("class")
     for learner, cells in HOSTILE.items():
         for lesson in {number[0] for number in cells}:
@@ -177,7 +177,7 @@ def rows(tmp_path_factory, outside):
     with (folder / "huge_00_x.ipynb").open("wb") as file:
         file.truncate(grade_read.LARGEST + 1)
     before = _state(folder)
-    found = graded(folder, SEALED)
+    found = graded(folder, "sealed")
     assert _state(folder) == before, "something changed in the folder"
     return found
 
@@ -192,7 +192,7 @@ def _state(folder: Path) -> dict[Path, tuple[int, int]]:
         ("forger", "1.1", "not passed", "is 0, expected"),
         ("trickster", "1.2", "by hand", "Equal"),
         ("trickster", "1.3", "not passed", "your function calls exit"),
-        ("trickster", "1.4", "not passed", "ConnectionRefusedError" if SEALED == "sealed" else "socket"),
+        ("trickster", "1.4", "not passed", "ConnectionRefusedError"),
         ("trickster", "1.5", "passed", ""),
         ("killer", "1.1", "error", "ended its own process (exit status 0)"),
         ("killer", "1.2", "timeout", "no end within 8 s"),
@@ -220,8 +220,7 @@ def test_every_submission_gets_its_verdict(rows, learner, exercise, verdict, fra
 
 def test_nothing_of_a_submission_is_left_and_nothing_got_out(rows, outside):
     assert not [one for one in psutil.process_iter(["cmdline"]) if "98765" in (one.info["cmdline"] or [])]
-    if SEALED == "sealed":
-        assert outside[1] == []
+    assert outside[1] == []
 
 
 def test_every_learner_has_a_row_for_every_exercise(rows):
