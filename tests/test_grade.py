@@ -95,8 +95,10 @@ def scored_posterior(prior, seen, **rates):
         "1.5": """
 import os, sys
 block = "✓ Exercise 1.5: passed\\n" * 400_000
+sys.stdout.write(block)
+block = block.encode()
 for _ in range(100):
-    os.write(1, block.encode()) if _ else sys.stdout.write(block)
+    os.write(1, block)
 """
         + RIGHT["1.5"],
     },
