@@ -194,7 +194,7 @@ def _state(folder: Path) -> dict[Path, tuple[int, int]]:
         ("forger", "1.1", "not passed", "is 0, expected"),
         ("trickster", "1.2", "by hand", "Equal"),
         ("trickster", "1.3", "not passed", "your function calls exit"),
-        ("trickster", "1.4", "not passed", "ConnectionRefusedError"),
+        ("trickster", "1.4", "not passed", "Network is unreachable"),
         ("trickster", "1.5", "passed", ""),
         ("killer", "1.1", "error", "ended its own process (exit status 0)"),
         ("killer", "1.2", "timeout", "no end within 8 s"),
