@@ -17,7 +17,7 @@ from sslcourse.teaching import claims, grade, grade_box, grade_read
 
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = claims.lessons(ROOT)
-LIMITS = grade_box.Limits(seconds=8.0, memory_mb=900)
+LIMITS = grade_box.Limits(seconds=15.0, memory_mb=900)
 RIGHT = {
     "0.1": "def hide(words, i):\n    return [*words[:i], '[MASK]', *words[i + 1 :]], words[i]\n",
     "0.2": """
@@ -197,7 +197,7 @@ def _state(folder: Path) -> dict[Path, tuple[int, int]]:
         ("trickster", "1.4", "not passed", "Network is unreachable"),
         ("trickster", "1.5", "passed", ""),
         ("killer", "1.1", "error", "ended its own process (exit status 0)"),
-        ("killer", "1.2", "timeout", "no end within 8 s"),
+        ("killer", "1.2", "timeout", "no end within 15 s"),
         ("killer", "1.3", "memory", "more than 900 MB"),
         ("killer", "1.4", "error", "ended its own process (exit status -9)"),
         ("killer", "1.5", "error", ""),
