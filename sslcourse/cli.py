@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "run lessons without a browser; notebooks and HTML under build/, a table of what came of them",
     "notebooks": "run lessons in the full profile and store outputs and ledgers in the repository",
     "build": "make notebooks, slides or assignments from the sources and the stored outputs, without running a lesson",
+    "grade": "grade a class's submissions, shut in; a table for you, a summary on the screen",
     "gate": "compare notebooks with sources and stored claims with their bounds",
     "pretrain": "pretrain an encoder on your own text",
 }
@@ -72,6 +73,18 @@ def _add_arguments(name: str, one: argparse.ArgumentParser) -> None:
         one.add_argument("--kind", choices=("learner", "student", "teacher"), default="teacher",
                          help="teacher: every check must pass; else every check must say 'not attempted'")
         one.add_argument("--out", type=Path, default=ROOT / "build", metavar="DIR", help="default: build")
+    elif name == "grade":
+        from sslcourse.teaching import grade
+
+        usual = grade.Limits()
+        one.add_argument("folder", type=Path, metavar="DIR", help="holds one folder, or one notebook, for each learner")
+        one.add_argument("--out", type=Path, default=Path("grades.csv"), metavar="FILE", help="default: grades.csv")
+        one.add_argument("--lessons", nargs="+", default=[], metavar="NN",
+                         help="default: those of which anybody handed one in")
+        one.add_argument("--seconds", type=float, default=usual.seconds, metavar="S",
+                         help=f"an exercise may take; default: {usual.seconds:g}")
+        one.add_argument("--memory", type=int, default=usual.memory_mb, metavar="MB",
+                         help=f"of a submission's processes together; default: {usual.memory_mb}")
     elif name == "notebooks":
         _lessons(one)
     elif name == "build":
@@ -195,6 +208,14 @@ def _refresh_readme() -> None:
 
     if (ROOT / "README.md").exists():
         readme.update(ROOT)
+
+
+def _grade(arguments: argparse.Namespace) -> int:
+    lessons = select(ROOT, arguments.lessons) if arguments.lessons else []
+    from sslcourse.teaching import grade
+
+    limits = grade.Limits(arguments.seconds, arguments.memory)
+    return grade.main(ROOT, arguments.folder, arguments.out, lessons, limits)
 
 
 def _gate(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from sslcourse.teaching.plots import COLOURS
 CONTRAST = 3.0  # WCAG 2.2, success criterion 1.4.11: graphical objects
 DISTANCE = 15.0  # in CIELAB, where 2.3 is just noticeable; thin lines and small marks need more
 
-# Machado, Oliveira, Fernandes 2009, "A Physiologically-based Model for Simulation of Color Vision Deficiency", severity 1.
+# Machado, Oliveira, Fernandes 2009, "A Physiologically-based Model for Simulation of Color Vision Deficiency", full
 EYES = {
     "all three cones": np.eye(3),
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],

@@ -47,6 +47,7 @@ NOT_MEASURED = (
     "sslcourse.teaching.build",
     "sslcourse.teaching.checks",
     "sslcourse.teaching.claims",
+    "sslcourse.teaching.grade",
     "sslcourse.teaching.lab",
     "sslcourse.teaching.offline",
     "sslcourse.teaching.progress",

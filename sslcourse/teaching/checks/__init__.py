@@ -34,6 +34,7 @@ import torch
 from sslcourse.teaching import progress
 
 PACKAGE = str(Path(__file__).resolve().parents[2])  # .../sslcourse
+FRAME = (__file__, str(Path(__file__).resolve().parents[1] / "grade_wire.py"))  # how an answer is called, here or there
 TODO = ...  # what a stub returns: `return ...  # your code here`
 
 MODULES = {
@@ -164,8 +165,14 @@ def check(exercise: str, answer: Callable[..., Any]) -> Result:
     return result
 
 
-def grade(exercise: str, answer: Callable[..., Any], seed: int | None = None) -> Result:
-    """What ``check`` does, never raising for a wrong answer; ``seed`` repeats one grading."""
+def grade(
+    exercise: str, answer: Callable[..., Any], seed: int | None = None, *, wrap: type[Answer] = Answer
+) -> Result:
+    """What ``check`` does, never raising for a wrong answer; ``seed`` repeats one grading.
+
+    ``wrap`` is how the answer is called: here and watched, or in another process, as ``python -m sslcourse grade``
+    does.
+    """
     lesson = exercise.partition(".")[0]
     if lesson in MODULES:
         importlib.import_module(f"{__name__}.{MODULES[lesson]}")
@@ -182,7 +189,7 @@ def grade(exercise: str, answer: Callable[..., Any], seed: int | None = None) ->
     watched = _graders[exercise]
     with _kept_random_state():
         try:
-            watched(Answer(answer, watched.forbidden), rng)  # type: ignore[attr-defined]
+            watched(wrap(answer, watched.forbidden), rng)  # type: ignore[attr-defined]
         except NotAttempted:
             return Result(exercise, "not attempted")
         except Wrong as wrong:
@@ -277,7 +284,7 @@ def _watch(forbidden: tuple[str, ...], given: set[CodeType]) -> Iterator[list[st
 
     def notice(frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        ours = code.co_filename.startswith(PACKAGE) and code.co_filename != __file__
+        ours = code.co_filename.startswith(PACKAGE) and code.co_filename not in FRAME
         if event == "call" and ours and code not in given:
             found.append(f"your function calls sslcourse ({code.co_name}); the exercise is to write it yourself")
         name = code.co_name if event == "call" else getattr(argument, "__name__", "") if event == "c_call" else ""
