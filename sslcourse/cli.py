@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "run lessons without a browser; notebooks and HTML under build/, a table of what came of them",
     "notebooks": "run lessons in the full profile and store outputs and ledgers in the repository",
     "build": "make the learner's, student's or teacher's notebooks from the sources, without running them",
+    "site": "build the site under build/site, or say what its translation lacks; needs the extra 'site'",
     "gate": "compare notebooks with sources and stored claims with their bounds",
     "pretrain": "pretrain an encoder on your own text",
 }
@@ -74,6 +75,9 @@ def _add_arguments(name: str, one: argparse.ArgumentParser) -> None:
         one.add_argument("--out", type=Path, default=ROOT / "build", metavar="DIR", help="default: build")
     elif name == "notebooks":
         _lessons(one)
+    elif name == "site":
+        one.add_argument("part", nargs="?", choices=("build", "translations"), default="build",
+                         help="translations: which sentences are untranslated or stale")
     elif name == "build":
         one.add_argument("words", nargs="*", metavar="[learner|student|teacher] [NN ...]",
                          help="which notebooks (default: learner), of which lessons (default: all)")
@@ -195,6 +199,16 @@ def _refresh_readme() -> None:
 
     if (ROOT / "README.md").exists():
         readme.update(ROOT)
+
+
+def _site(arguments: argparse.Namespace) -> int:
+    from sslcourse.teaching import site, translation
+
+    if arguments.part == "build":
+        return site.main(ROOT, ROOT / "build" / "site")
+    found = translation.problems(ROOT)
+    print("\n".join([*found, f"translations: {len(found)} problems"]))
+    return int(bool(found))
 
 
 def _gate(arguments: argparse.Namespace) -> int:
