@@ -49,7 +49,9 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",  # the default's comments are too pale to pass axe
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system has it
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_copy_source = False  # build/site/source is made from the repository, which is what a reader should look at
 html_show_sourcelink = False
 html_show_sphinx = False
@@ -76,7 +78,8 @@ def setup(app):
 def _blocks(lines: list[str]) -> None:
     marked, plain = [], ""
     for before, line in zip(["", *lines], lines, strict=False):
-        if re.match(r" {4}\S", line) and not before.strip() and re.match(r"[^\s.:*-]", plain) and not plain.endswith("::"):
+        opens = re.match(r" {4}\S", line) and not before.strip()
+        if opens and re.match(r"[^\s.:*-]", plain) and not plain.endswith("::"):
             marked += [".. code-block:: text", ""]
         marked.append(line)
         plain = line if line.strip() else plain

@@ -1,4 +1,4 @@
-"""A directive for what unfolds: ``{folded} Summary``. As raw HTML a summary could be neither translated nor searched."""
+"""A directive for what unfolds, ``{folded} Summary``: in raw HTML a summary is neither translated nor searched."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 # An element that fetches something when the page is opened, and the attribute that says from where.
-FETCHING = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src",
-            "object": "data", "embed": "src"}  # fmt: skip
+FETCHING = {"link": "href", "object": "data"} | dict.fromkeys(
+    ("script", "img", "iframe", "source", "video", "audio", "embed"), "src")  # fmt: skip
 _NOT_FETCHED = {"canonical", "next", "prev", "search", "index", "author", "alternate", "help"}  # rel of <link>
 _URL = re.compile(r"""url\(\s*['"]?(?:https?:)?//|@import\s+(?:url\()?['"]?(?:https?:)?//""")
 
@@ -128,9 +128,11 @@ def _unseen(page: Page) -> list[str]:
 def _headings(page: Page) -> list[str]:
     """One h1 that comes first, and no level that is left out on the way down."""
     levels = [level for level, _ in page.headings]
-    found = [] if levels.count(1) == 1 or not page.article else [f"it has {levels.count(1)} headings of the first level"]
+    first = levels.count(1)
+    found = [f"it has {first} headings of the first level"] if page.article and first != 1 else []
+    pairs = zip([0, *levels], page.headings, strict=False)
     return found + [f"after level {above} comes level {below}: {' '.join(text.split())}"
-                    for above, (below, text) in zip([0, *levels], page.headings) if below > above + 1]  # fmt: skip
+                    for above, (below, text) in pairs if below > above + 1]  # fmt: skip
 
 
 def main(folder: str = "build/site/html") -> int:

@@ -1,4 +1,4 @@
-"""The site: stored notebooks, pages for learners and teachers, claims, errata and API, built by Sphinx without a network.
+"""The site: stored notebooks, pages for learners and teachers, claims, errata and API, built by Sphinx, offline.
 
     build/site/source      what Sphinx reads: copies and pages that are made here
     build/site/html        the site; its front page is index.html
@@ -23,11 +23,12 @@ from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
-from nbformat.v4 import new_markdown_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from sslcourse.teaching import audit, build, claims, readme, translation
 
 TRANSLATED = ("00_start_here",)  # lessons that are there in Chinese, with the front page
+TITLE = "Efficient self-supervised learning"
 LADDER = "08_efficiency_ladder"
 FRONT_ENDS = "\n## The lessons\n"  # README up to here is the front page, and after the table comes "Using the course"
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
@@ -111,16 +112,16 @@ def claims_page(root: Path) -> str:
     """Every claim of every lesson: what it says, what the stored run measured, and the bound."""
     parts = [
         "# The claims ledger",
-        "Every number that a lesson states has an entry here, with a bound that a test enforces. The values are those of the "
-        "last stored run of each lesson; machine and date stand above each table. *Exact* claims hold on every machine; "
-        "*measured* ones depend on it.",
+        "Every number that a lesson states has an entry here, with a bound that a test enforces. The values are those "
+        "of the last stored run of each lesson; machine and date stand above each table. *Exact* claims hold on every "
+        "machine; *measured* ones depend on it.",
     ]
     for lesson in claims.lessons(root):
         ledger = claims.stored(root, lesson)
         where = _escape(ledger.where()) if ledger else "not run yet"
-        head = "| id | what it says | value | bound | kind |\n|---|---|---|---|---|"
+        head = "```{rst-class} claims\n```\n\n| claim | value | bound | kind |\n|---|---|---|---|"
         rows = [_claim_row(claim, ledger) for claim in claims.load(root, lesson).values()]
-        parts += [f"## {_title(root, lesson)}", f"[To the lesson](lessons/{lesson}.ipynb). {where}.",
+        parts += [f"## {_title(root, lesson)}", f"[To the lesson](lessons/{lesson}.ipynb). Stored run: {where}.",
                   "\n".join([head, *rows])]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
@@ -128,8 +129,8 @@ def claims_page(root: Path) -> str:
 def _claim_row(claim: claims.Claim, ledger: claims.Ledger | None) -> str:
     value = ledger.values.get(claim.id) if ledger else None
     shown = "–" if value is None else claim.with_unit(value)
-    cells = (_escape(claim.statement), _escape(shown), _escape(claim.bound()), claim.kind)
-    return f"| `{claim.id}` | {' | '.join(cells)} |"
+    cells = (f"{_escape(claim.statement)} (`{claim.id}`)", _escape(shown), _escape(claim.bound()), claim.kind)
+    return f"| {' | '.join(cells)} |"
 
 
 def _escape(text: str) -> str:
@@ -165,8 +166,9 @@ def front_page(root: Path, word: Word | None = None) -> str:
 
 
 _LADDER_SAYS = (
-    "Each bar is one change, on a logarithmic scale: how many times faster a loss is reached than on the rung before. All "
-    "bars together are {{ladder-product}} times, with wide intervals near the top. Lesson 08 climbs them and says why."
+    "Each bar is one change, on a logarithmic scale: how many times faster a loss is reached than on the rung before. "
+    "All bars together are {{ladder-product}} times, with wide intervals near the top. Lesson 08 climbs them and says "
+    "why."
 )
 _CONTENTS = """## Also here
 
@@ -247,7 +249,7 @@ def _title(root: Path, lesson: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Markdown of the course as MyST: what unfolds becomes a directive, whose summary can be translated and searched."""
+    """Markdown of the course as MyST: what unfolds becomes a directive, so that its summary can be translated."""
 
     def folded(match: re.Match[str]) -> str:
         summary = html.unescape(re.sub(r"</?code>", "`", " ".join(match[1].split())))
@@ -283,9 +285,7 @@ def lesson_page(root: Path, lesson: str, proofs: Iterable[Erratum] = (), word: W
             cells.append(new_markdown_cell("\n".join(f"({name})=" for name in anchors[index])))
         if cell.cell_type == "markdown":
             cell.source = markdown(cell.source)
-        elif alt := _alt(cell):
-            cell.metadata["mystnb"] = {"image": {"alt": word(alt) if word else alt}}
-        cells.append(cell)
+        cells += [cell] if cell.cell_type == "markdown" else _described(cell, word)
     if lesson in TRANSLATED:
         other = (f'<a href="../../lessons/{lesson}.html" hreflang="en" lang="en">English</a>' if word else
                  f'<a href="../zh/lessons/{lesson}.html" hreflang="zh-CN" lang="zh-CN">中文</a>')  # fmt: skip
@@ -294,30 +294,37 @@ def lesson_page(root: Path, lesson: str, proofs: Iterable[Erratum] = (), word: W
     return notebook
 
 
-def _alt(cell: NotebookNode) -> str:
-    """The alt text of a cell's figure; a cell shows one at most, because myst-nb keeps one text a cell."""
-    texts = [" ".join(output.metadata["image/png"]["alt"].split())
-             for output in cell.outputs if "image/png" in output.get("data", {})]  # fmt: skip
-    if len(texts) > 1:
-        raise SiteError(f"a cell shows {len(texts)} figures: give each a cell of its own ({texts[1][:60]})")
-    return texts[0] if texts else ""
+def _described(cell: NotebookNode, word: Word | None) -> list[NotebookNode]:
+    """The cell with its figure's alt text. myst-nb takes one a cell, so a second figure gets a cell without code."""
+    made, outputs = [cell], cell.outputs
+    cell.outputs = []
+    for output in outputs:
+        if "image/png" in output.get("data", {}):
+            alt = " ".join(output.data["text/plain"].split())
+            if "mystnb" in made[-1].metadata:
+                made.append(new_code_cell(metadata={"tags": ["remove-input"]}))
+            made[-1].metadata["mystnb"] = {"image": {"alt": word(alt) if word else alt}}
+        made[-1].outputs.append(output)
+    return made
 
 
 # -- the package -------------------------------------------------------------------------------------------------------
 
+_API_SAYS = (
+    "One module a lesson, read from the ground up. Shapes stand in the signatures: "
+    '`Float[Tensor, "batch seq vocab"]` is a tensor of floats with three axes of these names.'
+)
 # Commands, and what grades single lessons: nobody imports those.
 _NO_API = re.compile(r"sslcourse(\.__main__|\.cli|\.pretrain_cli|\.teaching\.checks\..*)?")
 
 
 def api_pages(root: Path) -> dict[str, str]:
     """One page a module, in reStructuredText because docstrings are, and an index of them."""
-    names = [name for name in sorted(claims._modules(root)) if not _NO_API.fullmatch(name)]
+    files = [path.relative_to(root).with_suffix("").parts for path in sorted((root / "sslcourse").rglob("*.py"))]
+    modules = sorted(".".join(parts).removesuffix(".__init__") for parts in files)
+    names = [name for name in modules if not _NO_API.fullmatch(name)]
     made = {f"api/{name}.rst": f"{name}\n{'=' * len(name)}\n\n.. automodule:: {name}\n" for name in names}
-    entries = "\n".join(names)
-    made["api/index.md"] = (f"# The package\n\nOne module a lesson, read from the ground up. Shapes stand in the signatures: "
-                            '`Float[Tensor, "batch seq vocab"]` is a tensor of floats with three axes of these names.\n\n'
-                            f"```{{toctree}}\n:maxdepth: 1\n\n{entries}\n```\n")  # fmt: skip
-    return made
+    return made | {"api/index.md": _index("The package", _API_SAYS, names)}
 
 
 # -- all pages ---------------------------------------------------------------------------------------------------------
@@ -338,20 +345,24 @@ def pages(root: Path) -> dict[str, str]:
         made[name] = markdown((docs / name).read_text(encoding="utf-8"))
     for folder, title, says in (
         ("cheatsheets", "Cheat sheets", "One page a lesson: its formulas, its code, its traps."),
-        ("teaching", "For teachers", "Plans for a term and for a day; for each lesson its timing, the misconceptions to "
-                                     "expect, board sketches and questions."),
+        ("teaching", "For teachers", "Plans for a term and for a day; for each lesson its timing, the misconceptions "
+                                     "to expect, board sketches and questions."),
     ):  # fmt: skip
         names = sorted(path.stem for path in (docs / folder).glob("*.md"))
         names.sort(key=str.isdigit)  # plans before single lessons
         made |= {f"{folder}/{name}.md": markdown((docs / folder / f"{name}.md").read_text(encoding="utf-8"))
                  for name in names}  # fmt: skip
-        entries = "\n".join(names)
-        made[f"{folder}/index.md"] = f"# {title}\n\n{says}\n\n```{{toctree}}\n:maxdepth: 1\n\n{entries}\n```\n"
+        made[f"{folder}/index.md"] = _index(title, says, names)
     proofs = errata(root)
     for lesson in claims.lessons(root):
         page = lesson_page(root, lesson, [one for one in proofs if one.lesson == lesson])
         made[f"lessons/{lesson}.ipynb"] = nbformat.writes(page)
     return made
+
+
+def _index(title: str, says: str, names: Iterable[str]) -> str:
+    entries = "\n".join(names)
+    return f"# {title}\n\n{says}\n\n```{{toctree}}\n:maxdepth: 1\n\n{entries}\n```\n"
 
 
 def translated_pages(root: Path, word: Word) -> dict[str, str]:
@@ -394,14 +405,16 @@ def make(root: Path, out: Path) -> list[str]:
     write(translated_pages(root, catalogue.word), root, chinese / "source")
     sphinx(root, "gettext", chinese / "source", chinese / "gettext")
     found = translation.merge(catalogue, chinese / "gettext" / "site.pot", chinese / "locale")
-    sphinx(root, "html", chinese / "source", out / "html" / "zh", "-D", f"language={translation.LANGUAGE}")
+    sphinx(root, "html", chinese / "source", out / "html" / "zh", "-D", f"language={translation.LANGUAGE}",
+           "-D", f"html_title={catalogue.word(TITLE)}")  # fmt: skip
     return found + audit.problems(out / "html")
 
 
 def sphinx(root: Path, builder: str, source: Path, out: Path, *more: str) -> None:
     """Run Sphinx once; warnings are errors, and all of them are shown."""
-    command = [sys.executable, "-m", "sphinx", "-b", builder, "-c", str(root / "docs"), "-W", "--keep-going", "-q", *more,
-               "-d", str(out.parent / f"doctrees-{out.name}-{builder}"), str(source), str(out)]  # fmt: skip
+    doctrees = out.parent / f"doctrees-{out.name}-{builder}"
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", builder, "-c", str(root / "docs"),
+               "-d", str(doctrees), *more, str(source), str(out)]  # fmt: skip
     if subprocess.run(command, cwd=root).returncode:
         raise SiteError(f"sphinx -b {builder} ended with warnings, see above: mend what they name")
 
