@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # for folded.py
+sys.path.insert(0, str(HERE))  # for folded.py and chinese.py
 sys.path.insert(0, str(HERE.parent))  # the package that is documented is the one beside this file
 
 from sslcourse.quiet import hush  # noqa: E402 the path comes first
@@ -18,8 +18,9 @@ author = "The authors of the course"
 copyright = "the authors of the course; prose CC BY 4.0, code MIT"
 language = "en"  # the Chinese pages are built with -D language=zh_CN
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "folded"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "folded", "chinese"]
 needs_sphinx = "8.2"
+highlight_language = "none"  # a block without a name is a command or a message, not Python
 
 # -- notebooks: shown as they were run --
 nb_execution_mode = "off"

@@ -60,7 +60,7 @@ def test_a_correction_whose_cell_is_gone_or_not_the_only_one_is_refused():
 
 def test_every_claim_is_on_the_page_with_its_value_and_bound(pages):
     lines = pages["claims.md"].splitlines()
-    rows = {match[1]: line for line in lines if (match := re.search(r"\(`([a-z0-9-]+)`\) \|", line))}
+    rows = {match[1]: line for line in lines if (match := re.search(r"<br>`([a-z0-9-]+)` \|", line))}
     known = claims.load_all(ROOT)
     assert set(rows) == set(known)
     for lesson in LESSONS:

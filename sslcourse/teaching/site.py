@@ -129,7 +129,7 @@ def claims_page(root: Path) -> str:
 def _claim_row(claim: claims.Claim, ledger: claims.Ledger | None) -> str:
     value = ledger.values.get(claim.id) if ledger else None
     shown = "–" if value is None else claim.with_unit(value)
-    cells = (f"{_escape(claim.statement)} (`{claim.id}`)", _escape(shown), _escape(claim.bound()), claim.kind)
+    cells = (f"{_escape(claim.statement)}<br>`{claim.id}`", _escape(shown), _escape(claim.bound()), claim.kind)
     return f"| {' | '.join(cells)} |"
 
 
