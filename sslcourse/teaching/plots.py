@@ -1,7 +1,8 @@
 """Figures that everybody can read: colours told apart without colour vision, labelled axes, a sentence of alt text.
 
-The colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/). What this module does not do: draw. Lessons do, with
-matplotlib, and hand the figure to ``show``.
+The colours have the hues of Okabe and Ito's (https://jfly.uni-koeln.de/color/), two of whose are too pale for a line on
+white, and lightnesses that keep them apart; ``tests/test_plots.py`` computes both. What this module does not do: draw.
+Lessons do, with matplotlib, and hand the figure to ``show``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import logging
 from typing import Any
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")  # yellow left out: too pale
+COLOURS = ("#0E58FF", "#D47D00", "#0AA969", "#5F2A0A", "#B87AAF", "#083D57", "#000000")
 
 
 def use_style() -> None:
