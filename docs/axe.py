@@ -1,7 +1,7 @@
 """axe-core on every page of the built site, in a real browser, light and dark, as on a desktop and as on a phone.
 
     make a11y                       fetches axe-core from npm and calls this
-    python docs/axe.py build/site/html build/axe/node_modules/axe-core/axe.min.js
+    python docs/axe.py build/site/html build/axe/node_modules/axe-core/axe.min.js [index.html ...]
 
 It needs the package playwright (extra ``browser``) and a Chromium: the one that $CHROMIUM names, or the first on the
 PATH. Without one it says so and ends with status 2; it never passes without having looked. Findings that axe calls
@@ -30,8 +30,8 @@ def browser() -> str | None:
     return os.environ.get("CHROMIUM") or next((found for name in BROWSERS if (found := shutil.which(name))), None)
 
 
-def main(site: str, axe: str) -> int:
-    """Look at every page; exit status 0 green, 1 red, 2 if nothing could be looked at."""
+def main(site: str, axe: str, *only: str) -> int:
+    """Look at every page, or at those named; exit status 0 green, 1 red, 2 if nothing could be looked at."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -39,7 +39,9 @@ def main(site: str, axe: str) -> int:
     executable = browser()
     if not executable or not Path(executable).is_file():
         return _cannot(f"no browser ({executable or ', '.join(BROWSERS)}): install Chromium, or set $CHROMIUM")
-    pages = [page for page in sorted(Path(site).resolve().rglob("*.html")) if "_static" not in page.parts]
+    folder = Path(site).resolve()
+    every = [page for page in sorted(folder.rglob("*.html")) if "_static" not in page.parts]
+    pages = [folder / name for name in only] or every
     if not pages:
         return _cannot(f"{site} holds no page: call `make site` first")
     if not Path(axe).is_file():
@@ -53,7 +55,7 @@ def main(site: str, axe: str) -> int:
                 for impact, line in _findings(context, page, Path(axe)):
                     red, minor = (red + 1, minor) if impact in RED else (red, minor + 1)
                     if impact in RED:
-                        print(f"{page.relative_to(Path(site).resolve())} ({scheme}, {width} px): {line}", flush=True)
+                        print(f"{page.relative_to(folder)} ({scheme}, {width} px): {line}", flush=True)
         chromium.close()
     print(f"a11y: {len(pages)} pages, {len(VIEWS)} views each: {red} serious or critical findings, {minor} lesser ones")
     return int(red > 0)
@@ -67,6 +69,7 @@ def _cannot(why: str) -> int:
 def _findings(context, page: Path, axe: Path) -> Iterator[tuple[str, str]]:
     """(impact, one line) for each thing that axe finds on a page, everything that unfolds being open."""
     tab = context.new_page()
+    tab.set_default_timeout(180_000)  # milliseconds; a busy machine takes its time over the largest pages
     asked: list[str] = []
     tab.on("request", lambda request: asked.append(request.url) if request.url.startswith("http") else None)
     tab.goto(page.as_uri(), wait_until="load")

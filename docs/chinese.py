@@ -9,6 +9,8 @@ from sphinx.search.zh import SearchChinese
 class Runs(SearchChinese):
     """Every run of two to four signs is a term; a page or two of them is a small index."""
 
+    language_name = "English"  # of the stemmer; Sphinx 9.0 writes "ChineseStemmer" into the page, which nobody defines
+
     def split(self, input: str) -> list[str]:
         latin = self.latin1_letters.findall(input)
         self.latin_terms.update(latin)

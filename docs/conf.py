@@ -56,6 +56,7 @@ html_js_files = ["site.js"]
 html_copy_source = False  # build/site/source is made from the repository, which is what a reader should look at
 html_show_sourcelink = False
 html_show_sphinx = False
+html_show_search_summary = False  # excerpts are fetched, which browsers refuse for pages from the disk
 
 # -- mathematics without a network: MathJax from a package, copied beside the pages --
 _mathjax = importlib.util.find_spec("sphinx-mathjax-offline")

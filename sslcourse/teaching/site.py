@@ -367,6 +367,7 @@ def _index(title: str, says: str, names: Iterable[str]) -> str:
 
 def translated_pages(root: Path, word: Word) -> dict[str, str]:
     """The pages that are there in Chinese, still with English prose: Sphinx puts the translation in."""
+    word(TITLE)  # stands above the menu, on no page; `make` hands its translation to Sphinx
     made = {"index.md": front_page(root, word)}
     return made | {f"lessons/{name}.ipynb": nbformat.writes(lesson_page(root, name, word=word)) for name in TRANSLATED}
 
