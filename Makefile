@@ -8,6 +8,9 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+SITE := $(VENV)/.ready-site
+BROWSER := $(VENV)/.ready-browser
+AXE := axe-core@4.14.1
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
 
@@ -16,7 +19,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test run notebooks bench gate clean again
+.PHONY: help lab test run notebooks bench gate site a11y clean again
 
 help:
 	@echo "make lab         open the lessons in JupyterLab (installs into .venv first)"
@@ -25,6 +28,8 @@ help:
 	@echo "make notebooks   run every lesson in full and store its outputs"
 	@echo "make bench       measure side by side against peers"
 	@echo "make gate        compare notebooks with sources, and claims with their bounds"
+	@echo "make site        build the site from the stored notebooks; build/site/html/index.html"
+	@echo "make a11y        axe-core on every page of the site, in a browser"
 	@echo "make clean       remove build/ and caches; .venv, work and data/cache stay"
 
 lab: $(READY)
@@ -45,6 +50,13 @@ bench: $(READY)
 
 gate: $(READY)
 	@$(PY) -m sslcourse gate $(ARGS)
+
+site: $(SITE)
+	@$(PY) -m sslcourse site $(ARGS)
+
+# Chromium is the machine's: apt-get install chromium, or CHROMIUM=/path/to/it.
+a11y: $(BROWSER)
+	@$(PY) docs/axe.py build/site/html build/axe/node_modules/axe-core/axe.min.js
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .ipynb_checkpoints
@@ -72,3 +84,16 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install -qq -c constraints.txt -e '.[lessons,test]'
 	@pwd -P > $(READY)
 	@echo "Ready."
+
+# What only these targets need, installed at their first call. axe-core comes from npm and lies under build/.
+$(SITE): $(READY)
+	@$(PIP) install -qq -c constraints.txt -e '.[site]'
+	@touch $@
+
+$(BROWSER): $(READY) build/axe/node_modules/axe-core/axe.min.js
+	@$(PIP) install -qq -c constraints.txt -e '.[browser]'
+	@touch $@
+
+build/axe/node_modules/axe-core/axe.min.js:
+	@command -v npm >/dev/null || { echo "make a11y: npm is needed once, to fetch $(AXE)"; exit 1; }
+	@mkdir -p build/axe && cd build/axe && npm install --no-save --no-audit --no-fund --silent $(AXE)

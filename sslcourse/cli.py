@@ -23,6 +23,7 @@ COMMANDS = {
     "notebooks": "run lessons in the full profile and store outputs and ledgers in the repository",
     "build": "make notebooks, slides or assignments from the sources and the stored outputs, without running a lesson",
     "grade": "grade a class's submissions, shut in; a table for you, a summary on the screen",
+    "site": "build the site under build/site, or say what its translation lacks; needs the extra 'site'",
     "gate": "compare notebooks with sources and stored claims with their bounds",
     "pretrain": "pretrain an encoder on your own text",
 }
@@ -87,6 +88,9 @@ def _add_arguments(name: str, one: argparse.ArgumentParser) -> None:
                          help=f"of a submission's processes together; default: {usual.memory_mb}")
     elif name == "notebooks":
         _lessons(one)
+    elif name == "site":
+        one.add_argument("part", nargs="?", choices=("build", "translations"), default="build",
+                         help="translations: which sentences are untranslated or stale")
     elif name == "build":
         one.add_argument("words", nargs="*", metavar="[learner|student|teacher|slides|nbgrader|colab] [NN ...]",
                          help="what to make (default: learner), of which lessons (default: all)")
@@ -216,6 +220,16 @@ def _grade(arguments: argparse.Namespace) -> int:
 
     limits = grade.Limits(arguments.seconds, arguments.memory)
     return grade.main(ROOT, arguments.folder, arguments.out, lessons, limits)
+
+
+def _site(arguments: argparse.Namespace) -> int:
+    from sslcourse.teaching import site, translation
+
+    if arguments.part == "build":
+        return site.main(ROOT, ROOT / "build" / "site")
+    found = translation.problems(ROOT)
+    print("\n".join([*found, f"translations: {len(found)} problems"]))
+    return int(bool(found))
 
 
 def _gate(arguments: argparse.Namespace) -> int:

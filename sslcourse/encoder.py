@@ -186,6 +186,7 @@ class Encoder(_Pretrained):
         return self.embeddings.tok_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Put another table of token vectors in place."""
         self.embeddings.tok_embeddings = value
 
     def forward(

@@ -442,7 +442,7 @@ def probe(
 ) -> Callable[[Float[Tensor, "m hidden"]], Int[Tensor, " m"]]:
     """Fit a multinomial logistic regression on frozen vectors and return its prediction as a function.
 
-    Minimises mean cross-entropy + penalty / 2 · |W|² over standardised vectors, by L-BFGS from zero: convex, so the
+    Minimises mean cross-entropy + penalty / 2 · ‖W‖² over standardised vectors, by L-BFGS from zero: convex, so the
     answer has no seed. What such a probe finds is there to be read *linearly*; what it misses may still be there
     (Alain and Bengio 2017, arXiv 1610.01644).
 

@@ -27,7 +27,7 @@ from sslcourse import corpus
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DIRECT = [Requirement(line) for line in PROJECT["dependencies"]]
-BY_CHOICE = {"minilm"}  # extras that the two commands do not install
+BY_CHOICE = {"minilm", "site", "browser"}  # extras that the two commands do not install
 DIRECT += [Requirement(line) for extra in PROJECT["optional-dependencies"].values() for line in extra]
 CHOSEN = {Requirement(line).name for extra in BY_CHOICE for line in PROJECT["optional-dependencies"][extra]}
 PINS = {
@@ -160,7 +160,7 @@ def targets() -> set[str]:
 
 
 def test_makefile_has_the_promised_targets():
-    assert {"lab", "test", "run", "notebooks", "bench", "gate", "clean"} <= targets()
+    assert {"lab", "test", "run", "notebooks", "bench", "gate", "site", "clean"} <= targets()
 
 
 @pytest.mark.skipif(MAKE is None, reason="there is no make here; the lines without make are in CONTRIBUTING.md")
@@ -200,6 +200,14 @@ class TestMake:
         assert lab == "-m sslcourse lab"
         assert make("lab", "PYTHON=./python", folder=copy).returncode == 0
         assert self.calls(copy) == ["-m sslcourse lab"]
+
+    def test_the_site_installs_what_only_it_needs_once(self, copy):
+        assert make("site", "PYTHON=./python", folder=copy).returncode == 0
+        *_, extra, site = self.calls(copy)
+        assert extra.endswith("-c constraints.txt -e .[site]")
+        assert site == "-m sslcourse site"
+        assert make("site", "PYTHON=./python", folder=copy).returncode == 0
+        assert self.calls(copy) == ["-m sslcourse site"]
 
     def test_torch_alone_comes_from_its_own_index(self, copy):
         make("gate", "PYTHON=./python", "TORCH_INDEX=https://index.example/cpu", folder=copy)

@@ -62,7 +62,7 @@ def table(root: Path) -> str:
     rows = ["| | Lesson | Minutes to run | |", "|---|---|---|---|"]
     shown = pictures(root)
     for lesson in claims.lessons(root):
-        title, promise = _title(jupytext.read(build.source_path(root, lesson), fmt="py:percent").cells[0].source)
+        title, promise = title_and_promise(root, lesson)
         ledger = claims.stored(root, lesson)
         minutes = str(math.ceil(ledger.minutes)) if ledger else "–"
         source, alt = f"{(PICTURES / lesson).as_posix()}.png", shown.get(lesson, (b"", ""))[1]
@@ -87,8 +87,9 @@ def pictures(root: Path) -> dict[str, tuple[bytes, str]]:
     return found
 
 
-def _title(cell: str) -> tuple[str, str]:
+def title_and_promise(root: Path, lesson: str) -> tuple[str, str]:
     """The heading without its number, and the promise: the first bold paragraph."""
+    cell = jupytext.read(build.source_path(root, lesson), fmt="py:percent").cells[0].source
     title = re.search(r"^# (?:\d+\s*·\s*)?(.*)$", cell, re.MULTILINE)
     promise = re.search(r"\*\*(.+?)\*\*", cell, re.DOTALL)
     return (title[1] if title else "?"), (" ".join(promise[1].split()) if promise else "")

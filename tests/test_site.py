@@ -1,0 +1,207 @@
+"""The site but for Sphinx, which `make site` calls: pages, errata, translation, and the checks on built pages."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from markdown_it import MarkdownIt
+
+from sslcourse.teaching import audit, claims, site, translation
+
+ROOT = Path(__file__).resolve().parents[1]
+LESSONS = claims.lessons(ROOT)
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return site.pages(ROOT)
+
+
+def notebook(lesson):
+    return nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", as_version=4)
+
+
+# -- errata ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_correction_leads_to_one_cell_and_each_test_exists():
+    found = site.errata(ROOT)
+    assert len(found) == 13
+    for one in found:
+        assert site.proof(one, notebook(one.lesson)) >= 0
+        if one.test:
+            file, _, name = one.test.partition("::")
+            assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_the_anchor_of_a_correction_stands_before_its_cell(pages):
+    for one in site.errata(ROOT):
+        assert f"(lessons/{one.lesson}.ipynb#{one.anchor})" in pages["errata.md"]
+        cells = json.loads(pages[f"lessons/{one.lesson}.ipynb"])["cells"]
+        sources = ["".join(cell["source"]) for cell in cells]
+        [place] = [index for index, source in enumerate(sources) if f"({one.anchor})=" in source.splitlines()]
+        assert one.cell in sources[place + 1]
+
+
+def test_a_correction_whose_cell_is_gone_or_not_the_only_one_is_refused():
+    one = site.errata(ROOT)[0]
+    with pytest.raises(site.SiteError, match="0 cells"):
+        site.proof(one, notebook("01_loss_derivation"))
+    twice = notebook(one.lesson)
+    twice.cells += twice.cells
+    with pytest.raises(site.SiteError, match="2 cells"):
+        site.proof(one, twice)
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_claim_is_on_the_page_with_its_value_and_bound(pages):
+    lines = pages["claims.md"].splitlines()
+    rows = {match[1]: line for line in lines if (match := re.search(r"<br>`([a-z0-9-]+)` \|", line))}
+    known = claims.load_all(ROOT)
+    assert set(rows) == set(known)
+    for lesson in LESSONS:
+        ledger = claims.stored(ROOT, lesson)
+        assert ledger.date in pages["claims.md"]
+        for claim in claims.load(ROOT, lesson).values():
+            row = rows[claim.id].replace("\\", "")
+            assert claim.bound() in row
+            assert claim.id not in ledger.values or claim.with_unit(ledger.values[claim.id]) in row
+
+
+def test_the_front_page_lists_every_lesson_in_order_and_shows_the_ladder(pages):
+    assert re.findall(r"\(lessons/(\w+)\.ipynb\)", pages["index.md"]) == LESSONS
+    assert f"(pictures/{site.LADDER}.png)" in pages["index.md"]
+
+
+def test_every_module_that_people_import_has_a_page(pages):
+    modules = {name[4:-4] for name in pages if name.startswith("api/sslcourse")}
+    assert {"sslcourse.loss", "sslcourse.masking", "sslcourse.pretraining", "sslcourse.teaching.plots"} <= modules
+    assert not {name for name in modules if name.startswith(("sslcourse.cli", "sslcourse.teaching.checks."))}
+
+
+def test_what_unfolds_becomes_a_directive_with_markdown_in_its_summary():
+    folded = site.markdown("<details><summary>a) `x` is &lt; <code>y</code></summary>\n\nText.\n\n</details>")
+    assert folded.strip() == "::::{folded} a) `x` is < `y`\nText.\n::::"
+
+
+def test_every_figure_keeps_its_alt_text_also_when_a_cell_shows_two(pages):
+    for lesson in LESSONS:
+        stored = [output for cell in notebook(lesson).cells for output in cell.get("outputs", [])]
+        alts = [" ".join(one.data["text/plain"].split()) for one in stored if "image/png" in one.get("data", {})]
+        assert alts
+        assert all(len(alt) > 40 and not alt.startswith("<") for alt in alts)
+        cells = json.loads(pages[f"lessons/{lesson}.ipynb"])["cells"]
+        assert [cell["metadata"]["mystnb"]["image"]["alt"] for cell in cells if "mystnb" in cell["metadata"]] == alts
+
+
+def test_two_figures_of_one_cell_each_have_their_own_text():
+    picture = {"output_type": "display_data", "metadata": {}}
+    outputs = [nbformat.from_dict({**picture, "data": {"image/png": "", "text/plain": alt}}) for alt in ("one", "two")]
+    made = site._described(nbformat.v4.new_code_cell("draw()", outputs=outputs), None)
+    assert [(cell.metadata["mystnb"]["image"]["alt"], cell.source) for cell in made] == [("one", "draw()"), ("two", "")]
+    assert made[1].metadata["tags"] == ["remove-input"]
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_headings_of_a_lesson_come_in_order(lesson):
+    text = "\n\n".join(cell.source for cell in notebook(lesson).cells if cell.cell_type == "markdown")
+    levels = [int(token.tag[1]) for token in MarkdownIt().parse(text) if token.type == "heading_open"]
+    assert levels.count(1) == 1
+    assert all(below <= above + 1 for above, below in zip([0, *levels], levels, strict=False))
+
+
+# -- translation -------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_untranslated_or_stale():
+    assert translation.problems(ROOT) == []
+
+
+def test_a_sentence_that_is_missing_and_one_that_nobody_says_are_named(monkeypatch):
+    sentences = translation.load(ROOT)
+    gone = "Labels are dear, text is free"
+    del sentences.pairs[gone]
+    sentences.pairs["Nobody says this."] = "没有人这样说。"
+    monkeypatch.setattr(translation, "load", lambda root: sentences)
+    assert translation.problems(ROOT) == [f"{translation.PO}: untranslated: {gone}",
+                                          f"{translation.PO}: stale, no page says it: Nobody says this."]  # fmt: skip
+
+
+def test_links_and_numbers_need_no_translation_of_their_own():
+    sentences = translation.Sentences({"The loss, derived": "推导损失函数"})
+    assert sentences.word("[The loss, derived](en:lessons/01.html)") == "[推导损失函数](en:lessons/01.html)"
+    assert sentences.word("12") == "12"
+    assert sentences.problems() == []
+
+
+def test_measured_numbers_are_filled_into_both_languages():
+    filled = [pair for pair in translation.load(ROOT).pairs.items() if "nats a masked token" in pair[0]]
+    value = claims.fill("{{pretrained-loss}}", ROOT)
+    assert filled
+    assert all(value in english and value in chinese for english, chinese in filled)
+
+
+def test_merge_writes_what_sphinx_reads(tmp_path):
+    template = tmp_path / "site.pot"
+    template.write_text("".join(f'msgid "{one}"\nmsgstr ""\n\n' for one in ("", "Lesson", "New.")), encoding="utf-8")
+    found = translation.merge(translation.Sentences({"Lesson": "课"}), template, tmp_path)
+    assert found == [f"{translation.PO}: untranslated: New."]
+    assert 'msgid "Lesson"\nmsgstr "课"' in (tmp_path / "zh_CN" / "LC_MESSAGES" / "site.po").read_text(encoding="utf-8")
+
+
+# -- what a built page must hold ---------------------------------------------------------------------------------------
+
+GOOD = ('<html lang="en"><body><article><h1>T</h1><h2 id="a">A</h2><h3>B</h3><img src="p.png" alt="What to see">'
+        '<a href="#a">here</a> <a href="https://example.org">there</a></article></body></html>')  # fmt: skip
+
+
+def build(folder: Path, html: str) -> list[str]:
+    (folder / "index.html").write_text(html, encoding="utf-8")
+    (folder / "p.png").write_bytes(b"")
+    return audit.problems(folder)
+
+
+def test_a_good_page_passes_and_an_empty_folder_does_not(tmp_path):
+    assert audit.problems(tmp_path) == [f"{tmp_path} holds no page: run `make site`"]
+    assert build(tmp_path, GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('href="#a"', 'href="#b"', "the link '#b' leads to no such place"),
+        ('href="#a"', 'href="gone.html"', "the link 'gone.html' leads to no file"),
+        ('src="p.png"', 'src="https://example.org/p.png"', "fetches from elsewhere: https://example.org/p.png"),
+        ("<body>", '<body><script src="//example.org/x.js"></script>', "fetches from elsewhere: //example.org/x.js"),
+        ("<body>", '<body><link rel="stylesheet" href="https://example.org/x.css">', "fetches from elsewhere"),
+        ('alt="What to see"', 'alt=" "', "a picture has no alt text: p.png"),
+        ('alt="What to see"', "", "a picture has no alt text: p.png"),
+        ('<h2 id="a">A</h2>', '<i id="a"></i>', "after level 1 comes level 3: B"),
+        ("<h3>B</h3>", "<h1>B</h1>", "it has 2 headings of the first level"),
+        ('<html lang="en">', "<html>", "the page does not say its language"),
+    ],
+)
+def test_each_fault_of_a_page_is_named(tmp_path, old, new, says):
+    assert old in GOOD
+    found = build(tmp_path, GOOD.replace(old, new))
+    assert len(found) == 1
+    assert says in found[0]
+
+
+def test_a_style_that_fetches_a_font_is_named(tmp_path):
+    (tmp_path / "x.css").write_text("@font-face { src: url(https://example.org/f.woff2) }", encoding="utf-8")
+    [found] = build(tmp_path, GOOD)
+    assert found.startswith("x.css: fetches from elsewhere")
+
+
+def test_axe_without_a_browser_says_so_and_does_not_pass(tmp_path, monkeypatch, capsys):
+    import runpy
+
+    axe = runpy.run_path(str(ROOT / "docs" / "axe.py"))
+    monkeypatch.setenv("CHROMIUM", str(tmp_path / "none"))
+    assert axe["main"](str(tmp_path), str(tmp_path / "axe.js")) == 2
+    assert "nothing was looked at" in capsys.readouterr().err
