@@ -19,7 +19,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test run notebooks bench gate site a11y clean again
+.PHONY: help lab test run notebooks bench gate site a11y keyboard clean again
 
 help:
 	@echo "make lab         open the lessons in JupyterLab (installs into .venv first)"
@@ -30,6 +30,7 @@ help:
 	@echo "make gate        compare notebooks with sources, and claims with their bounds"
 	@echo "make site        build the site from the stored notebooks; build/site/html/index.html"
 	@echo "make a11y        axe-core on every page of the site, in a browser"
+	@echo "make keyboard    move every control of the lessons by keys, in JupyterLab in a browser"
 	@echo "make clean       remove build/ and caches; .venv, work and data/cache stay"
 
 lab: $(READY)
@@ -56,7 +57,10 @@ site: $(SITE)
 
 # Chromium is the machine's: apt-get install chromium, or CHROMIUM=/path/to/it.
 a11y: $(BROWSER)
-	@$(PY) docs/axe.py build/site/html build/axe/node_modules/axe-core/axe.min.js
+	@$(PY) tests/browser/axe.py build/site/html build/axe/node_modules/axe-core/axe.min.js
+
+keyboard: $(BROWSER)
+	@$(PY) tests/browser/keyboard.py $(ARGS)
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .ipynb_checkpoints

@@ -341,7 +341,7 @@ def test_no_file_names_a_package_registry():
 
 def test_what_is_made_here_is_not_committed():
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
-    assert {".venv/", "work/", "build/", "data/cache/"} <= set(ignored)
+    assert {".venv", "work/", "build/", "data/cache/"} <= set(ignored)
 
 
 def test_licences_and_citation_agree():

@@ -1,7 +1,10 @@
 """The site but for Sphinx, which `make site` calls: pages, errata, translation, and the checks on built pages."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -198,10 +201,12 @@ def test_a_style_that_fetches_a_font_is_named(tmp_path):
     assert found.startswith("x.css: fetches from elsewhere")
 
 
-def test_axe_without_a_browser_says_so_and_does_not_pass(tmp_path, monkeypatch, capsys):
-    import runpy
-
-    axe = runpy.run_path(str(ROOT / "docs" / "axe.py"))
-    monkeypatch.setenv("CHROMIUM", str(tmp_path / "none"))
-    assert axe["main"](str(tmp_path), str(tmp_path / "axe.js")) == 2
-    assert "nothing was looked at" in capsys.readouterr().err
+@pytest.mark.parametrize("script", ["axe", "keyboard"])
+def test_without_a_browser_they_say_so_and_do_not_pass(tmp_path, script):
+    command = [sys.executable, ROOT / "tests" / "browser" / f"{script}.py"]
+    command += [tmp_path, tmp_path / "axe.js"] if script == "axe" else []
+    none = {**os.environ, "CHROMIUM": str(tmp_path / "none")}
+    done = subprocess.run(command, env=none, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "nothing was" in done.stderr
+    assert done.stdout == ""

@@ -1,4 +1,4 @@
-// What the theme leaves unsaid to whoever does not see, and out of reach of the keyboard. Found by axe (docs/axe.py).
+// What the theme leaves unsaid to whoever does not see, and out of reach of the keyboard. Found by axe (tests/browser/axe.py).
 
 function named() {
   // The button shows "Search Ctrl + K" and is called "Search": who speaks to a browser says what is seen.

@@ -2,7 +2,7 @@
 
     python -m sslcourse.teaching.audit build/site/html      the checks that ``make site`` ends with
 
-What this module does not do: open a browser. ``docs/axe.py`` does, and runs axe-core on every page.
+What this module does not do: open a browser. ``tests/browser/axe.py`` does, and runs axe-core on every page.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """axe-core on every page of the built site, in a real browser, light and dark, as on a desktop and as on a phone.
 
     make a11y                       fetches axe-core from npm and calls this
-    python docs/axe.py build/site/html build/axe/node_modules/axe-core/axe.min.js [index.html ...]
+    python tests/browser/axe.py build/site/html build/axe/node_modules/axe-core/axe.min.js [index.html ...]
 
 It needs the package playwright (extra ``browser``) and a Chromium: the one that $CHROMIUM names, or the first on the
 PATH. Without one it says so and ends with status 2; it never passes without having looked. Findings that axe calls
@@ -11,34 +11,22 @@ finding too.
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+import chromium
+
 RED = ("serious", "critical")
 VIEWS = (("light", 1280), ("dark", 1280), ("light", 390))  # colour scheme, width in pixels
-# The sandbox of Chromium does not start as root, which is what CI is; the rest keeps it from asking for updates.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync"]  # fmt: skip
-
-
-def browser() -> str | None:
-    """Path of a Chromium, if there is one."""
-    return os.environ.get("CHROMIUM") or next((found for name in BROWSERS if (found := shutil.which(name))), None)
 
 
 def main(site: str, axe: str, *only: str) -> int:
     """Look at every page, or at those named; exit status 0 green, 1 red, 2 if nothing could be looked at."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        return _cannot("the package playwright is missing: call `make a11y`, or install the extra 'browser'")
-    executable = browser()
-    if not executable or not Path(executable).is_file():
-        return _cannot(f"no browser ({executable or ', '.join(BROWSERS)}): install Chromium, or set $CHROMIUM")
+    if why := chromium.missing():
+        return _cannot(why)
+    from playwright.sync_api import sync_playwright
+
     folder = Path(site).resolve()
     every = [page for page in sorted(folder.rglob("*.html")) if "_static" not in page.parts]
     pages = [folder / name for name in only] or every
@@ -48,15 +36,15 @@ def main(site: str, axe: str, *only: str) -> int:
         return _cannot(f"{axe} is missing: call `make a11y`, which fetches axe-core from npm")
     red = minor = 0
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium.path(), args=chromium.FLAGS)
         for scheme, width in VIEWS:
-            context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
             for page in pages:
                 for impact, line in _findings(context, page, Path(axe)):
                     red, minor = (red + 1, minor) if impact in RED else (red, minor + 1)
                     if impact in RED:
                         print(f"{page.relative_to(folder)} ({scheme}, {width} px): {line}", flush=True)
-        chromium.close()
+        browser.close()
     print(f"a11y: {len(pages)} pages, {len(VIEWS)} views each: {red} serious or critical findings, {minor} lesser ones")
     return int(red > 0)
 
