@@ -17,7 +17,7 @@ STAGES = {
     # name: arguments to python
     "lint": ["-m", "ruff", "check", "--output-format", "concise", "."],
     "gate": ["-m", "sslcourse", "gate"],  # notebooks equal their sources; stored claims are fresh and in bounds
-    "unit": ["-m", "pytest"],  # with the graders and their mutants, and the planted faults
+    "unit": ["-m", "pytest", "--durations", "20"],  # with the graders and their mutants, and the planted faults
     "teacher": ["-m", "sslcourse", "run", "--profile", "quick"],  # solutions filled in: every check must pass
     "learner": [  # the committed notebooks: every check says "not attempted", promised outputs match
         "-m", "pytest", "--nbval-lax", "--nbval-sanitize-with", "tests/nbval_sanitise.cfg", "notebooks",
