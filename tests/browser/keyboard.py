@@ -22,7 +22,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from sslcourse.teaching import lab
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = "live_picture("  # in a source: a place of controls
 RUN = 600  # seconds that a lesson may take in the quick profile on a busy machine
+START = 180  # seconds until JupyterLab answers
 MOVE = 30  # seconds until a picture has followed its control; it takes one or less on a quiet machine
 BOX = ".jp-OutputArea-output .widget-vbox:has(img.widget-image)"
 CONTROLS = "[role=slider], select, input[type=text]"
@@ -77,11 +78,11 @@ def jupyter() -> Iterator[str]:
         server = subprocess.Popen(command, env=lab.environment(work) | quick, stdout=subprocess.DEVNULL,
                                   stderr=subprocess.DEVNULL)  # fmt: skip
         try:
-            until(lambda: answers(f"http://localhost:{port}/api?token={token}"), 60, "JupyterLab does not answer")
+            until(lambda: answers(f"http://localhost:{port}/api?token={token}"), START, "JupyterLab does not answer")
             yield f"http://localhost:{port}/lab/tree/{{name}}.ipynb?token={token}"
         finally:
-            server.terminate()
-            server.wait(timeout=30)
+            server.kill()  # asked to end, it would first wait for kernels; they end with it
+            server.wait()
 
 
 def faults(page: Any, address: str, places: int) -> list[str]:
@@ -89,8 +90,10 @@ def faults(page: Any, address: str, places: int) -> list[str]:
     page.set_default_timeout(1000 * MOVE)
     page.goto(address)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-    stored = page.locator(".jp-RenderedImage img").count()
-    if stored < places:
+    shown = page.locator(".jp-RenderedImage img")
+    with suppress(TimeoutError):
+        until(lambda: shown.count() >= places, MOVE, "no picture")
+    if (stored := shown.count()) < places:
         return [f"{stored} pictures before the first run, and there are {places} places of controls"]
     page.set_default_timeout(1000 * RUN)
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
