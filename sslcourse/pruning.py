@@ -338,7 +338,12 @@ class CutAttention(Attention):
         self.Wqkv, self.Wo = _linear(rows.flatten(0, 2)), _linear(columns.flatten(1))
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, weights: list[Tensor] | None = None
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        weights: list[Tensor] | None = None,
+        where: Int[Tensor, " places"] | None = None,
     ) -> Tensor:
         if weights is not None:
             raise ValueError("output_attentions=True is not there for a model without some of its heads; leave it out")
@@ -346,7 +351,8 @@ class CutAttention(Attention):
         query, key, value = self.Wqkv(x).view(batch, seq, 3, self.heads, -1).transpose(1, 3).unbind(2)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         mixed = attend(query, key, value, mask)
-        return self.Wo(mixed.transpose(1, 2).flatten(2))
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return self.Wo(mixed if where is None else mixed.flatten(0, 1)[where])
 
 
 def remove_heads(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> nn.Module:

@@ -333,6 +333,13 @@ def test_removed_heads_are_silenced_heads(model, batch, heads):
         assert not torch.allclose(logits(small, batch), logits(model, batch), atol=1e-2)
 
 
+def test_a_cut_last_layer_can_be_read_at_some_places(model):
+    small = remove_heads(model, {2: [0, 1]})
+    ids, places = torch.randint(5, 60, (2, 7)), torch.tensor([1, 12, 5])
+    everywhere = small.body(ids).last_hidden_state.flatten(0, 1)
+    assert torch.allclose(small.body(ids, where=places).last_hidden_state, everywhere[places], atol=1e-6)
+
+
 def test_heads_may_go_in_two_goes(model, batch):
     at_once = remove_heads(model, {1: [0, 2]})
     in_two = remove_heads(remove_heads(model, {1: [0]}), {1: [1]})  # what was number 2 is number 1 by then
