@@ -10,7 +10,8 @@ import torch
 from benchmarks.pretraining import __main__ as command
 from benchmarks.pretraining import peers, report
 from benchmarks.pretraining.peers import Knobs
-from sslcourse import precision, tokenizer
+from sslcourse import masking, precision, tokenizer
+from sslcourse.encoder import EncoderForMaskedLM
 
 CURVE = [[10.0, 6.0, 100], [20.0, 4.0, 200], [30.0, 5.0, 300]]
 
@@ -105,8 +106,14 @@ def test_useful_operations_are_those_of_lesson_05(text):
     knobs = Knobs(hidden=64, inner=96, layers=2, heads=1, mask_rate=0.25)
     config = peers.course_recipe(text, knobs, 0).config()
     vocab = len(text.tokenizer)
-    ours = peers.useful_flops("course", knobs, vocab) * 4 * peers.LENGTH
-    assert ours == precision.flops(config, 4, peers.LENGTH, masked=peers.LENGTH)
+    theirs = peers.useful_flops("started", knobs, vocab) * 4 * peers.LENGTH
+    assert theirs == precision.flops(config, 4, peers.LENGTH, masked=peers.LENGTH)
+    ids = torch.full((4, peers.LENGTH), 9)
+    labels = torch.full_like(ids, masking.IGNORE)
+    labels[0] = 9  # a quarter
+    model = EncoderForMaskedLM(config)
+    counted = precision.counted_flops(lambda: model.masked_loss(ids, labels, narrow=True)[0].backward())
+    assert peers.useful_flops("course", knobs, vocab) * 4 * peers.LENGTH == counted
 
 
 def test_all_read_the_same_held_out_positions(text):

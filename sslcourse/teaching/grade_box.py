@@ -104,7 +104,8 @@ class Referee:
                 encoding="utf-8", stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
             self._lines = queue.SimpleQueue()
-            threading.Thread(target=self._read, args=(self.process, self._lines), daemon=True).start()
+            self._reader = threading.Thread(target=self._read, args=(self.process, self._lines), daemon=True)
+            self._reader.start()
         reply, why = self._ask({"do": "start", "command": self.box.command(scratch), "folder": scratch,
                                 "environment": self.box.environment(scratch, self.mark)}, START)  # fmt: skip
         trouble = why or reply.get("trouble", "")
@@ -133,7 +134,16 @@ class Referee:
         self._sweep()
         if self.process is not None:
             self.process.kill()
-            self.process.wait()
+            self._gone()
+
+    def _gone(self) -> None:
+        """Wait for its end, and let go of its pipes."""
+        assert self.process is not None
+        self.process.wait()
+        self._reader.join()  # it ends with the other end of the pipe
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(OSError):  # what could not be sent any more
+                pipe.close()
 
     def _ask(self, order: dict[str, Any], seconds: float) -> tuple[dict[str, Any], str]:
         """(reply, "") or what stopped it: "timeout", "memory", or "error" if the referee is gone."""
@@ -147,12 +157,12 @@ class Referee:
             with suppress(queue.Empty):
                 if line := self._lines.get(timeout=TICK):
                     return json.loads(line), why
-                self.process.wait()
+                self._gone()
                 return {}, why or "error"
             late = time.monotonic() > until
             if why and late:  # the worker was ended, and still no reply: the check itself hangs
                 self.process.kill()
-                self.process.wait()
+                self._gone()
                 return {}, why
             if late or (self._too_large() and not why):
                 why = "timeout" if late else "memory"

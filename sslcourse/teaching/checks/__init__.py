@@ -221,10 +221,10 @@ def close(
         value = torch.as_tensor(got)
     except (TypeError, ValueError, RuntimeError) as error:
         raise Wrong(f"{what} should be a tensor or a number, got {type(got).__name__}") from error
+    right = value.shape == want.shape and _near(value, want, rtol, atol)  # a mistake may happen to give nearly the same
     for hint, wrong_value in (mistakes or {}).items():
         wrong_value = torch.as_tensor(wrong_value)
-        differs = wrong_value.shape != want.shape or not _near(wrong_value, want, rtol, atol)
-        if differs and value.shape == wrong_value.shape and _near(value, wrong_value, rtol, atol):
+        if not right and value.shape == wrong_value.shape and _near(value, wrong_value, rtol, atol):
             raise Wrong(hint)
     if value.shape != want.shape:
         raise Wrong(f"{what} has shape {tuple(value.shape)}, expected {tuple(want.shape)}")

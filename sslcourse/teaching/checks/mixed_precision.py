@@ -80,6 +80,7 @@ def scale_history(answer: Answer, rng: Rng) -> None:
         ([False, True, False, False], 8.0, 2, "an overflow starts the count of good steps again"),
         ([False] * 4, 4.0, 1, "growth multiplies what the scale is then: with growth_interval=1 it doubles every time"),
         ([True, True, False, False, False], 8.0, 2, "what counts are good steps in a row, not the number of the step"),
+        ([True, False, False, False], 8.0, 2, "what counts are good steps in a row, not the number of the step"),
         ([False] * 5, 2.0**24, 1, "the scale has no upper limit"),
         ([False] * 5, 8.0, 2, "a doubling starts the count of good steps again"),
         ([True, True, True], 8.0, 2, "each overflow halves the scale, also several in a row"),
