@@ -22,7 +22,8 @@ def desk():
     there.start()
     here.start()
     yield desk, here
-    here.outgoing.close()
+    here.outgoing.close()  # each end then closes what it reads
+    there.outgoing.close()
 
 
 def remotely(desk, number, function, seed=7):
@@ -59,6 +60,7 @@ def test_bytes_that_are_no_message_end_the_conversation(sent):
     os.close(there_out)
     with pytest.raises(Gone):
         peer.call("answer")
+    peer.outgoing.close()
 
 
 def test_only_what_was_offered_can_be_called(desk):

@@ -93,11 +93,14 @@ class Referee:
         self.process: subprocess.Popen | None = None
         self.alive = False  # the worker
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader: threading.Thread | None = None
 
     def begin(self, scratch: str) -> str:
         """A fresh worker, in a folder of its own. -> What went wrong, or nothing."""
         self.end()
         if self.process is None or self.process.poll() is not None:
+            if self.process is not None:
+                self._gone()
             environment = os.environ | {"PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "sslcourse.teaching.grade_referee"], env=environment, text=True,
@@ -140,7 +143,8 @@ class Referee:
         """Wait for its end, and let go of its pipes."""
         assert self.process is not None
         self.process.wait()
-        self._reader.join()  # it ends with the other end of the pipe
+        if self._reader:
+            self._reader.join()  # it ends with the other end of the pipe
         for pipe in (self.process.stdin, self.process.stdout):
             with suppress(OSError):  # what could not be sent any more
                 pipe.close()

@@ -40,6 +40,9 @@ class Worker:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+        assert self.process.stdin is not None
+        with suppress(OSError):  # what could not be sent any more; the other pipe is closed by who reads it
+            self.process.stdin.close()
 
     def judge(self, exercise: str, name: str, setup: str, code: str) -> tuple[str, str]:
         """(verdict, message) of one exercise."""

@@ -74,6 +74,8 @@ class Peer:
             self.gone = f"{type(error).__name__}: {error}"
             for waiting in list(self._waiting.values()):
                 waiting.put(None)
+        finally:
+            self.incoming.close()
 
     def start(self) -> None:
         """``serve`` on a thread."""
@@ -119,7 +121,7 @@ class Peer:
         reply: dict[str, Any] = {"re": message["id"]}
         pack = _Pack(self)
         try:
-            given = list(tensors.values())
+            given = [tensors[number] for number in sorted(tensors)]  # safetensors keeps no order
             leaves = [tensors[i].requires_grad_() for i in message.get("grad", [])]
             args, kwargs = self._unpack(message["args"], tensors, [])
             pack.given = given
