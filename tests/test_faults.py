@@ -212,6 +212,20 @@ def test_a_run_that_is_asked_to_stop_saves_where_it_is(tokenizer, undisturbed, t
     assert as_undisturbed(tmp_path / "run", undisturbed)
 
 
+def test_what_muon_remembers_is_saved_as_well(tokenizer, tmp_path, monkeypatch):
+    muon = replace(RECIPE, optimizer="muon")
+    options = {"tokenizer": tokenizer, "steps": 40, "evaluations": 5, "progress": False}
+    whole = pretrain(TEXTS, HELD_OUT, muon, **options)
+    at_batch(monkeypatch, 13, lambda model, loss: signal.raise_signal(signal.SIGINT) or loss)
+    with pytest.raises(Interrupted):
+        pretrain(TEXTS, HELD_OUT, muon, out=tmp_path / "run", **options)
+    resumed = pretrain(TEXTS, HELD_OUT, muon, out=tmp_path / "run", resume=True, **options)
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    adamw = pretrain(TEXTS, HELD_OUT, RECIPE, **options)  # or the name alone would do
+    assert not torch.equal(next(whole.model.parameters()), next(adamw.model.parameters()))
+
+
 def test_asked_twice_a_run_stops_at_once(tokenizer, tmp_path, monkeypatch):
     def ask(model, loss):
         signal.raise_signal(signal.SIGINT)

@@ -1,10 +1,12 @@
 """Muon written here: its singular values, its agreement with torch's, what it leaves to AdamW, and a run resumed."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from sslcourse import cluster
 from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
 from sslcourse.optimizer import MuonWithAdamW, inner_matrices, make_optimizer, orthogonal
 from sslcourse.recipe import Recipe
@@ -96,6 +98,13 @@ def test_its_state_goes_over_to_another():
     optimizer.step()
     heir.step()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_an_unknown_one_and_one_for_many_processes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="optimizer='sgd' is unknown; choose adamw or muon"):
+        Recipe(optimizer="sgd")
+    with pytest.raises(ValueError, match="optimizer='muon' needs whole matrices"):
+        cluster.pretrain(["a"], ["b"], Recipe(optimizer="muon"), ranks=SimpleNamespace(world=2), out=tmp_path, steps=1)
 
 
 def test_a_weight_without_gradient_stays():
