@@ -54,6 +54,17 @@ def test_a_summary_counts_real_tokens_and_useful_operations():
     assert "at least 6.0" in report.table(found)
 
 
+def test_a_long_trial_of_a_slow_peer_is_a_bound_at_the_first_look_that_is_as_good():
+    slow = {"peer": "article", "points": [[300.0, 7.0, 1], [600.0, 6.0, 2], [700.0, 6.5, 2]], "seconds": 700.0}
+    curves = (CURVE, [[5.0, 5.9, 1]], [[9.0, 7.0, 1]])
+    course = [{"peer": "course", "seconds": 30.0, "points": points} for points in curves]
+    course.append({"peer": "course", "seconds": 5.0, "points": [[5.0, 1.0, 1]]})  # of a shorter budget: not in question
+    found = report.against_long(slow, course)
+    assert (found["seconds"], found["loss"]) == (600.0, 6.0)
+    assert found["times_as_fast"] == [0.0, 60.0, 120.0]
+    assert "times_as_fast" not in report.against_long(slow, [slow])
+
+
 def test_a_move_changes_its_knobs_and_no_other():
     before = Knobs(rate=1e-3, batch=32, mask_rate=0.15)
     assert command.moved(before, {"rate": 2.0}) == Knobs(rate=2e-3, batch=32, mask_rate=0.15)
@@ -139,4 +150,11 @@ def test_a_race_runs_in_processes_and_writes_what_it_found(tmp_path, monkeypatch
     written = json.loads((tmp_path / "build/bench/pretraining_race.json").read_text())
     assert written["trials"][0]["threads"] == torch.get_num_threads()
     assert (tmp_path / "build/bench/pretraining_race.png").read_bytes()[1:4] == b"PNG"
+    assert "long" not in written
+    assert command.main(["race", "--peers", "course", "--seconds", "0.5", "--seeds", "1", "--text", str(folder),
+                         "--long", "1"]) == 0  # fmt: skip
+    long = json.loads((tmp_path / "build/bench/pretraining_race.json").read_text())["long"]
+    assert (long["peer"], long["points"][-1][0] >= 1) == ("article", True)
     assert command.main(["race", "--seconds", "-1"]) == 2
+    assert command.main(["race", "--seconds", "3", "--long", "3"]) == 2
+    assert "--long 3.0 must be more than --seconds 3.0" in capsys.readouterr().err

@@ -22,7 +22,8 @@ from benchmarks.pretraining.peers import Knobs
 from sslcourse import precision
 
 SWEEP_SEED = 100  # not one of a race's
-SHORTER = (2, 3, 6)  # `course` also runs in a half, a third and a sixth of the time: who wants a loss picks a budget
+SHORTER = (2, 3, 6, 12)  # `course` also runs in such parts of the time: who wants a loss picks a budget
+LONG = ("article", 20.0)  # a recipe that learns so slowly, and its looks a minute, where a race gives it more time
 EVERY = 8  # of so many held-out documents one is scored: a look at the largest peer takes 12 s else, off the clock
 BEGIN = Knobs(rate=3e-3, activation="silu", mask_rate=0.3, beta2=0.98)  # of a sweep
 OURS = replace(BEGIN, optimizer="muon", rate=6e-3)  # of those that have this course's recipe; Muon bears twice the rate
@@ -93,6 +94,14 @@ def race(
     return trials
 
 
+def long_run(seconds: float, text: str | None) -> dict[str, Any]:
+    """The article's recipe, once, for longer than a race lasts: a bound for how far it is behind."""
+    name, looks_a_minute = LONG
+    given = {"peer": name, "knobs": asdict(Knobs()), "seconds": seconds, "seed": 0, "text": text,
+             "looks": max(1, round(looks_a_minute * seconds / 60))}  # fmt: skip
+    return in_a_process(given)
+
+
 def sweep(names: Sequence[str], seconds: float, text: str | None) -> dict[str, Any]:
     """For each peer the same number of trials: each changes what is best so far by one move, and is kept if better."""
     table: dict[str, Any] = {}
@@ -125,6 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
         one.add_argument("--store", action="store_true", help="write data/measured/, where a race finds its settings")
     commands.choices["race"].add_argument("--seeds", type=int, default=3)
     commands.choices["race"].add_argument("--looks", type=int, default=24, help="held-out losses a trial")
+    commands.choices["race"].add_argument("--long", type=float, default=None, metavar="SECONDS",
+                                          help="afterwards run the article's recipe once for so long")  # fmt: skip
     commands.add_parser("trial").add_argument("given")
     given = parser.parse_args(arguments)
     if given.what == "trial":
@@ -132,6 +143,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if not 0 < given.seconds < float("inf"):
         print(f"error: --seconds {given.seconds} must be positive", file=sys.stderr)
+        return 2
+    if given.what == "race" and given.long is not None and not given.seconds < given.long < float("inf"):
+        print(f"error: --long {given.long} must be more than --seconds {given.seconds}", file=sys.stderr)
         return 2
     busy = busy_cores()
     command = "python -m benchmarks.pretraining " + " ".join(sys.argv[1:] if arguments is None else arguments)
@@ -141,6 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         trials = race(given.peers or list(peers.PEERS), _swept(), given.seconds, given.seeds, given.looks, given.text)
         found = {"busy_cores": busy, "seconds": given.seconds} | report.summary(trials) | {"trials": trials}
+        if given.long:
+            found["long"] = report.against_long(long_run(given.long, given.text), trials)
         print(report.table(found))
     path = Path("build/bench") / f"pretraining_{given.what}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -74,6 +74,21 @@ def by_budget(
     return {peer: [ratio(seed, goal) for seed, goal in enumerate(of_seeds)] for peer, of_seeds in goals.items()}
 
 
+def against_long(trial: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], ours: str = "course") -> dict[str, Any]:
+    """A long trial of one peer beside ours in the race: times to the loss that it ends with, seed by seed; 0: never.
+
+    A peer that learns slowly looks better in a short race than it is: nobody sees there how long it takes to a loss
+    that we reach in seconds. Our time is that of the first look that is as good, so the ratio is a lower bound.
+    """
+    goal = min(point[1] for point in trial["points"])
+    theirs = next(point[0] for point in trial["points"] if point[1] == goal)
+    longest = max(one["seconds"] for one in trials)
+    curves = [one["points"] for one in trials if one["peer"] == ours and one["seconds"] == longest]
+    there = [next((at for at, loss, *_ in points if loss <= goal), math.inf) for points in curves]
+    found = {"peer": trial["peer"], "loss": goal, "seconds": theirs, "points": trial["points"]}
+    return found | ({"times_as_fast": spread([theirs / at for at in there])} if there else {})
+
+
 GOALS = (7.0, 6.0, 5.0, 4.0, 3.5, 3.0, 2.5)  # nats
 
 
@@ -133,6 +148,10 @@ def table(found: Mapping[str, Any]) -> str:
             ratio += "at least {1:.1f} ({0:.1f} to {2:.1f})".format(*fast["by_budget"])
         lines.append(f"{peer:11s}{middle:9.3f} ({low:.3f} to {high:.3f}){row['tokens_per_second'][1]:9,.0f}"
                      f"{row['mfu'][1]:7.1%}{row['memory_mb']:7,.0f}   {ratio}")  # fmt: skip
+    if "times_as_fast" in found.get("long", {}):
+        long = found["long"]
+        lines.append("{peer} for {seconds:.0f} s: {loss:.3f} nats; course is there at least ".format(**long)
+                     + "{1:.0f} times ({0:.0f} to {2:.0f}) as fast".format(*long["times_as_fast"]))  # fmt: skip
     return "\n".join(lines)
 
 

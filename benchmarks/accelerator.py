@@ -1,0 +1,442 @@
+"""Pretraining on one GPU: tokens a second, MFU and time to a loss, this course's step against BERT and ModernBERT.
+
+    python -m benchmarks.accelerator pack                   # the factbook's tokens into build/bench/tokens.safetensors,
+                                                            # on a machine that has the corpus installed
+    python -m benchmarks.accelerator run --size 30m         # on the GPU, from that file: about seven minutes
+    python -m benchmarks.accelerator run --size 110m
+    python -m benchmarks.accelerator run --size tiny --device cpu --seconds 2 --trial-seconds 1    # does it run at all?
+
+A GPU node needs torch, transformers, numpy, safetensors and psutil, this repository, and the file of tokens. On a
+machine that is lent to a session of this project, 600 s a command: carry ``build/bench/tokens.safetensors`` and run
+``python3 -m benchmarks.accelerator run --size 30m && cp data/measured/accelerator_30m.json $OUT``, then ``110m``.
+
+    bert         BertForMaskedLM, no dropout, logits everywhere
+    modernbert   ModernBertForMaskedLM, full attention, ``sparse_prediction``
+    course rows  this course's step (``sslcourse.accelerated``), every token reads its whole row, as the two above
+    course       the same, documents in a row kept apart by FlexAttention
+
+All have as many weights, bf16 by autocast, rows of 512 tokens packed without padding, the same number of masks, drawn
+on the device by this course's own function, layers compiled, a fused optimiser, and three learning rates to choose from.
+The peers therefore have a better input pipeline here than with ``Trainer``; what differs is the model's code, where its
+weights start, and the optimiser. The clock stands still while a loss is looked at, and starts behind the compiler.
+Writes ``data/measured/accelerator_<size>.json`` with device, versions, date and command. Let nothing else run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
+
+from benchmarks import busy_cores, store, texts
+from benchmarks.pretraining import report
+from sslcourse import accelerated, precision
+from sslcourse import tokenizer as wordpiece
+from sslcourse.accelerated import DeviceTape
+from sslcourse.encoder import EncoderForMaskedLM
+from sslcourse.ladder import Rung, flops_per_token, time_to
+from sslcourse.masking import IGNORE
+from sslcourse.optimizer import make_optimizer
+from sslcourse.pretraining import Recipe, learning_rate
+
+TOKENS = Path("build/bench/tokens.safetensors")
+MASK_RATE, HELD_OUT_RATE = 0.3, 0.15
+HELD_OUT_BATCHES = 4
+ROUNDS, ROUND_STEPS = 7, 10
+RATES = {"adamw": (5e-4, 1e-3, 2e-3), "muon": (1e-3, 2e-3, 4e-3)}  # Muon bears about twice the rate
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of an encoder; a gated MLP has ``inner`` columns, a plain one half as many again, and as many weights."""
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    length: int = 512
+    rows: int = 64
+
+
+SIZES = {
+    "30m": Size(384, 1024, 16, 6),
+    "110m": Size(768, 2048, 15, 12),
+    "tiny": Size(32, 64, 2, 2, length=32, rows=4),
+}
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens on the device, and which ids are special."""
+
+    train: DeviceTape
+    held_out: DeviceTape
+    vocab_size: int
+    mask_token_id: int
+
+
+# --- the file of tokens ----------------------------------------------------------------------------------------------
+
+
+def pack(folder: str | None, path: Path) -> None:
+    """Tokenise a corpus into one file."""
+    train, held_out = texts(folder)
+    tokenizer = wordpiece.train(train)
+    tensors = {}
+    for name, documents in (("train", train), ("held_out", held_out)):
+        tape = DeviceTape.of(wordpiece.encode(tokenizer, documents), tokenizer, length=3)  # `read` cuts rows
+        tensors |= {name: tape.tokens, f"{name}_documents": tape.documents}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"vocab_size": str(len(tokenizer)), "mask_token_id": str(tokenizer.mask_token_id)}
+    save_file(tensors, path, metadata=about)
+    print(f"written: {path}, {len(tensors['train']):,} tokens to train on, {len(tensors['held_out']):,} held out")
+
+
+def read(path: Path, length: int, device: torch.device) -> Text:
+    """The file that ``pack`` wrote.
+
+    Raises:
+        ValueError: if it is not there, or is no such file.
+    """
+    if not path.is_file():
+        raise ValueError(f"--tokens {path} does not exist; `python -m benchmarks.accelerator pack` writes it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata()
+            tapes = []
+            for name in ("train", "held_out"):
+                tokens, documents = (file.get_tensor(one).to(device) for one in (name, f"{name}_documents"))
+                tapes.append(DeviceTape(tokens, documents, length))
+        return Text(*tapes, int(about["vocab_size"]), int(about["mask_token_id"]))
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(f"--tokens {path} is not a file of `benchmarks.accelerator pack` ({error})") from error
+
+
+# --- the contestants -------------------------------------------------------------------------------------------------
+
+
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of (inputs, documents, where, targets)
+
+
+@dataclass
+class Contestant:
+    """A model, how its loss is computed, and what a token of it costs."""
+
+    model: nn.Module
+    loss: Loss
+    optimizer: str
+    flops_per_token: float
+
+    def __post_init__(self) -> None:
+        self.first = copy.deepcopy(self.model.state_dict())
+
+    def start_again(self, rate: float) -> torch.optim.Optimizer:
+        """The first weights, and a fresh optimiser."""
+        self.model.load_state_dict(self.first)
+        return make_optimizer(self.model, Recipe(optimizer=self.optimizer, learning_rate=rate))
+
+
+def contestants(size: Size, text: Text, device: torch.device, compiled: bool) -> dict[str, Contestant]:
+    """All of them, on the device."""
+    torch.manual_seed(0)
+    stock: dict[str, nn.Module] = {
+        "bert": BertForMaskedLM(bert_config(size, text)),
+        "modernbert": ModernBertForMaskedLM(modernbert_config(size, text)),
+    }
+    found = {}
+    for name, model in stock.items():
+        layers = model.bert.encoder.layer if name == "bert" else model.model.layers
+        for layer in layers if compiled else ():
+            layer.compile(dynamic=False)
+        useful = useful_flops(size, text, "bert" if name == "bert" else "prenorm", size.length)
+        found[name] = Contestant(model.to(device), by_labels(model), "adamw", useful)
+    ours = EncoderForMaskedLM(recipe(size, text).config()).to(device)
+    for name, apart in (("course rows", False), ("course", True)):
+        keys = keys_read(text.train) if apart else size.length
+        useful = useful_flops(size, text, "prenorm", keys, narrow=True)
+        found[name] = Contestant(ours, by_places(ours, apart, compiled), "muon", useful)
+    return found
+
+
+def by_labels(model: nn.Module) -> Loss:
+    """The loss that a model of ``transformers`` computes from labels."""
+
+    def loss(inputs: Tensor, _: Tensor, where: Tensor, targets: Tensor) -> Tensor:
+        labels = torch.full_like(inputs, IGNORE).flatten().index_copy(0, where, targets).view_as(inputs)
+        return model(input_ids=inputs, labels=labels).loss
+
+    return loss
+
+
+def by_places(model: EncoderForMaskedLM, apart: bool, compiled: bool) -> Loss:
+    """This course's, from places and targets."""
+    run, score = accelerated.run_layer, accelerated.scores_loss
+    if compiled:
+        run, score = torch.compile(run, dynamic=False), torch.compile(score, dynamic=False)
+
+    def loss(inputs: Tensor, documents: Tensor, where: Tensor, targets: Tensor) -> Tensor:
+        mask = accelerated.document_mask(documents) if apart else None
+        return accelerated.masked_loss(model, inputs, where, targets, mask, run, score)
+
+    return loss
+
+
+def bert_config(size: Size, text: Text) -> BertConfig:
+    return BertConfig(
+        vocab_size=text.vocab_size, hidden_size=size.hidden, intermediate_size=size.inner * 3 // 2,
+        num_hidden_layers=size.layers, num_attention_heads=size.heads, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, max_position_embeddings=size.length,
+    )  # fmt: skip
+
+
+def modernbert_config(size: Size, text: Text) -> ModernBertConfig:
+    special = {f"{name}_token_id": at for name, at in (("pad", 0), ("cls", 2), ("bos", 2), ("sep", 3), ("eos", 3))}
+    return ModernBertConfig(
+        vocab_size=text.vocab_size, hidden_size=size.hidden, intermediate_size=size.inner,
+        num_hidden_layers=size.layers, num_attention_heads=size.heads, max_position_embeddings=size.length,
+        layer_types=["full_attention"] * size.layers, sparse_prediction=True, **special,
+    )  # fmt: skip
+
+
+def recipe(size: Size, text: Text) -> Recipe:
+    return Recipe(vocab_size=text.vocab_size, hidden_size=size.hidden, intermediate_size=size.inner,
+                  layers=size.layers, heads=size.heads, sequence_length=size.length)  # fmt: skip
+
+
+def useful_flops(size: Size, text: Text, body: str, keys: float, narrow: bool = False) -> float:
+    """Operations a token of which something comes: attention counts the keys that are read, a narrow layer slots."""
+    inner = size.inner * 3 // 2 if body == "bert" else size.inner
+    without_attention = flops_per_token(Rung(
+        body=body, vocab_size=text.vocab_size, hidden_size=size.hidden, intermediate_size=inner, layers=size.layers,
+        mask_rate=MASK_RATE, sequence_length=0,
+    ))  # fmt: skip
+    idle = 6 * (1 - MASK_RATE) * (size.hidden**2 + 3 * size.hidden * size.inner) if narrow else 0
+    return without_attention - idle + 12 * size.layers * size.hidden * keys
+
+
+def keys_read(tape: DeviceTape) -> float:
+    """How many tokens a token reads on average if it reads those of its own document in its row."""
+    _, documents = tape.rows()
+    return float((documents[:, :, None] == documents[:, None, :]).sum(-1, dtype=torch.float32).mean())
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Batches, masks and clock; the same for all contestants."""
+
+    def __init__(self, size: Size, text: Text, device: torch.device) -> None:
+        self.size, self.text, self.device = size, text, device
+        seed = torch.Generator(device).manual_seed(15)
+        ids, documents = text.held_out.rows()
+        count = min(len(ids) // size.rows, HELD_OUT_BATCHES) * size.rows
+        if not count:
+            raise ValueError(f"held out are {len(ids)} rows, less than a batch of {size.rows}; give more text")
+        parts = [slice(at, at + size.rows) for at in range(0, count, size.rows)]
+        self.held_out = [(documents[part], self.masked(ids[part].long(), HELD_OUT_RATE, seed)) for part in parts]
+
+    def masked(self, ids: Tensor, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        return accelerated.draw_masks(ids, count=round(rate * self.size.length), vocab_size=self.text.vocab_size,
+                                      mask_token_id=self.text.mask_token_id, generator=generator)  # fmt: skip
+
+    def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """(inputs, documents, where, targets) without end."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        for ids, documents in self.text.train.batches(self.size.rows, generator):
+            inputs, where, targets = self.masked(ids, MASK_RATE, generator)
+            yield inputs, documents, where, targets
+
+    def loss(self, one: Contestant, batch: tuple[Tensor, ...]) -> Tensor:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            return one.loss(*batch)
+
+    def step(self, one: Contestant, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, ...]) -> Tensor:
+        loss = self.loss(one, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(one.model.parameters(), 1.0)
+        optimizer.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def look(self, one: Contestant) -> float:
+        """The held-out loss: every row has as many masks, so the mean of means is the mean, but for a few specials."""
+        one.model.eval()
+        sums, counts = [], []
+        for documents, (inputs, where, targets) in self.held_out:
+            count = (targets != IGNORE).sum()
+            sums.append(self.loss(one, (inputs, documents, where, targets)) * count)
+            counts.append(count)
+        one.model.train()
+        return float(torch.stack(sums).sum() / torch.stack(counts).sum())
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def forget_memory(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def memory(self) -> float | None:
+        """The most that was allocated since, in MiB, with the weights of all contestants; None on a CPU."""
+        return torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else None
+
+    def train(self, one: Contestant, rate: float, seconds: float, looks: int, seed: int) -> list[tuple]:
+        """[seconds, held-out loss, tokens] at each look; warm-up, then a decay that ends with the time."""
+        optimizer = one.start_again(rate)
+        shape = Recipe(learning_rate=rate, warmup=0.1)
+        batches = self.batches(seed)
+        points: list[tuple] = []
+        spent, steps = 0.0, 0
+        while spent < seconds:
+            self.wait()
+            began = time.perf_counter()
+            for _ in range(ROUND_STEPS):  # the clock is asked so rarely because asking it waits for the device
+                done = spent + time.perf_counter() - began
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(shape, min(done / seconds, 1.0))
+                self.step(one, optimizer, next(batches))
+            self.wait()
+            spent, steps = spent + time.perf_counter() - began, steps + ROUND_STEPS
+            if spent >= seconds * (len(points) + 1) / looks or spent >= seconds:
+                points.append((spent, self.look(one), steps * self.size.rows * self.size.length))
+        return points
+
+    def speeds(self, all_of_them: dict[str, Contestant]) -> dict[str, list[float]]:
+        """Tokens a second in each of several rounds, in turns; the first round pays for the compiler and is dropped."""
+        optimizers = {name: one.start_again(1e-4) for name, one in all_of_them.items()}
+        found: dict[str, list[float]] = {name: [] for name in all_of_them}
+        batches = self.batches(seed=1)
+        for _ in range(ROUNDS + 1):
+            for name, one in all_of_them.items():
+                some = [next(batches) for _ in range(ROUND_STEPS)]
+                self.wait()
+                began = time.perf_counter()
+                for batch in some:
+                    self.step(one, optimizers[name], batch)
+                self.wait()
+                tokens = ROUND_STEPS * self.size.rows * self.size.length
+                found[name].append(tokens / (time.perf_counter() - began))
+                if len(found[name]) == 1:
+                    self.look(one)
+        return {name: speeds[1:] for name, speeds in found.items()}
+
+
+def measured(size: Size, text: Text, device: torch.device, given: argparse.Namespace) -> dict[str, Any]:
+    """Speeds in turns, then for each contestant the best of its rates, then a run with it for each seed."""
+    bench = Bench(size, text, device)
+    everyone = contestants(size, text, device, compiled=given.compile)
+    peak = precision.peak_flops(torch.bfloat16, device, size=8192 if device.type == "cuda" else 512)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, speeds in bench.speeds(everyone).items():
+        one = everyone[name]
+        rows[name] = {
+            "weights": sum(weight.numel() for weight in one.model.parameters()),
+            "tokens_per_second": report.spread(speeds),
+            "mfu": report.spread([speed * one.flops_per_token / peak for speed in speeds]),
+            "flops_per_token": one.flops_per_token,
+        }
+        print(f"{name:12s} {rows[name]['tokens_per_second'][1]:12,.0f} tokens/s {rows[name]['mfu'][1]:6.1%} MFU",
+              flush=True)  # fmt: skip
+    for name, one in everyone.items():
+        rates = RATES[one.optimizer]
+        bench.forget_memory()
+        ends = [bench.train(one, rate, given.trial_seconds, 1, seed=100)[-1][1] for rate in rates]
+        best = rates[min(range(len(rates)), key=lambda at: ends[at] if math.isfinite(ends[at]) else math.inf)]
+        curves = [bench.train(one, best, given.seconds, given.looks, seed) for seed in range(given.seeds)]
+        rows[name] |= {"rates": dict(zip(map(str, rates), ends, strict=True)), "rate": best, "curves": curves,
+                       "optimizer": one.optimizer, "memory_mb": bench.memory()}  # fmt: skip
+        last = [round(curve[-1][1], 3) for curve in curves]
+        print(f"{name:12s} rates {rates}: {[round(end, 3) for end in ends]}; {best}: {last} nats after "
+              f"{given.seconds:.0f} s", flush=True)  # fmt: skip
+    return {"peak_flops": peak, "contestants": rows, "ratios": ratios(rows)}
+
+
+def ratios(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Against the better of the two peers, seed by seed: speed, and time to the loss that it ends with."""
+    peers = ("bert", "modernbert")
+    best = min(peers, key=lambda name: statistics.median(curve[-1][1] for curve in rows[name]["curves"]))
+    goals = [min(point[1] for point in curve) for curve in rows[best]["curves"]]
+    theirs = [time_to(curve, goal) for curve, goal in zip(rows[best]["curves"], goals, strict=True)]
+    found: dict[str, Any] = {"best_peer": best, "loss": report.spread(goals)}
+    for name in ("course rows", "course"):
+        ours = [time_to(curve, goal) for curve, goal in zip(rows[name]["curves"], goals, strict=True)]
+        found[name] = {
+            "times_as_fast_to_its_loss": report.spread([a / b for a, b in zip(theirs, ours, strict=True)]),  # 0: never
+            "tokens_per_second": {peer: rows[name]["tokens_per_second"][1] / rows[peer]["tokens_per_second"][1]
+                                  for peer in peers},
+        }  # fmt: skip
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerator", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="what", required=True)
+    packing, running = commands.add_parser("pack"), commands.add_parser("run")
+    packing.add_argument("--text", help="a folder of text files in place of the factbook")
+    for one in (packing, running):
+        one.add_argument("--tokens", type=Path, default=TOKENS, help="the file that pack writes and run reads")
+    running.add_argument("--size", choices=list(SIZES), default="30m")
+    running.add_argument("--device", default="cuda")
+    running.add_argument("--seconds", type=float, default=30.0, help="of training, for each seed")
+    running.add_argument("--trial-seconds", type=float, default=8.0, help="of training, for each learning rate")
+    running.add_argument("--seeds", type=int, default=2)
+    running.add_argument("--looks", type=int, default=60, help="held-out losses a run")
+    running.add_argument("--no-compile", dest="compile", action="store_false")
+    given = parser.parse_args(arguments)
+    command = "python -m benchmarks.accelerator " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given.what == "pack":
+            pack(given.text, given.tokens)
+            return 0
+        found = run(given)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    store(f"accelerator_{given.size}", command, found)
+    return 0
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Everything of one size.
+
+    Raises:
+        ValueError: for a device, a file or a number that cannot be used.
+    """
+    for name in ("seconds", "trial_seconds", "seeds", "looks"):
+        if not 0 < getattr(given, name) < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(given, name)} must be positive")
+    try:
+        device = torch.device(given.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {given.device} cannot be used here ({reason}); --device cpu with --size tiny tries "
+                         "the code") from error  # fmt: skip
+    size = SIZES[given.size]
+    torch.set_float32_matmul_precision("high")
+    busy = busy_cores()
+    started = time.perf_counter()
+    found = measured(size, read(given.tokens, size.length, device), device, given)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": name, "size": vars(size), "compiled": given.compile, "busy_cores": busy,
+            "wall_seconds": time.perf_counter() - started} | found  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""benchmarks.accelerator on a CPU, at toy size: everything that a GPU would run, but the compiler."""
+
+import json
+
+import pytest
+import torch
+
+import benchmarks
+from benchmarks import accelerator
+from sslcourse import precision
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    for at in range(300):
+        (folder / f"{at}.txt").write_text(f"file {at}: the river is {at} km long and ends in the sea. " * 10)
+    path = folder.parent / "tokens.safetensors"
+    assert accelerator.main(["pack", "--text", str(folder), "--tokens", str(path)]) == 0
+    return path
+
+
+def test_all_contestants_learn_and_are_compared(tokens, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmarks, "MEASURED", tmp_path)
+    given = ["run", "--size", "tiny", "--device", "cpu", "--tokens", str(tokens), "--seconds", "1.5", "--trial-seconds",
+             "0.5", "--seeds", "1", "--looks", "3", "--no-compile"]  # fmt: skip
+    assert accelerator.main(given) == 0
+    found = json.loads((tmp_path / "accelerator_tiny.json").read_text())
+    assert found["device"] == "cpu"
+    assert found["command"].startswith("python -m benchmarks.accelerator run --size tiny")
+    weights = {name: row["weights"] for name, row in found["contestants"].items()}
+    assert max(weights.values()) < 1.2 * min(weights.values())
+    for name, row in found["contestants"].items():
+        seconds, losses, read = zip(*row["curves"][0], strict=True)
+        assert seconds[-1] >= 1.5, name
+        assert losses[-1] < 5.5, name  # of some 300 tokens, knowing nothing is 5.7
+        assert list(read) == sorted(read)
+        assert len(row["rates"]) == 3
+        assert str(row["rate"]) in row["rates"]
+        assert row["mfu"][0] <= row["mfu"][1] <= row["mfu"][2]
+    best = found["ratios"]["best_peer"]
+    end = min(point[1] for point in found["contestants"][best]["curves"][0])
+    assert found["ratios"]["loss"] == [end] * 3
+    assert "MFU" in capsys.readouterr().out
+
+
+def test_useful_operations_are_those_that_torch_counts(tokens):
+    size = accelerator.SIZES["tiny"]
+    text = accelerator.read(tokens, size.length, torch.device("cpu"))
+    bench = accelerator.Bench(size, text, torch.device("cpu"))
+    everyone = accelerator.contestants(size, text, torch.device("cpu"), compiled=False)
+    batch = next(bench.batches(0))
+    slots = round(accelerator.MASK_RATE * size.length)
+    for name in ("modernbert", "course rows"):
+        one = everyone[name]
+        counted = precision.counted_flops(lambda one=one: one.loss(*batch).backward())
+        useful = one.flops_per_token * size.rows * size.length
+        # the formula takes 0.3 of a row of 32 for what is 10 of 32 in truth
+        assert abs(counted / useful - 1) < slots / size.length / accelerator.MASK_RATE - 1 + 0.03, name
+
+
+def test_who_reads_only_its_document_reads_fewer_keys(tokens):
+    text = accelerator.read(tokens, 32, torch.device("cpu"))
+    _, documents = text.train.rows()
+    by_hand = sum(int((row == one).sum()) for row in documents for one in row) / documents.numel()
+    assert accelerator.keys_read(text.train) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(("given", "says"), [
+    (["--device", "quantum"], "--device quantum cannot be used here"),
+    (["--device", "cpu", "--seconds", "-1"], "--seconds -1.0 must be positive"),
+    (["--device", "cpu", "--seeds", "0"], "--seeds 0 must be positive"),
+    (["--device", "cpu", "--tokens", "nowhere"], "--tokens nowhere does not exist; `python -m benchmarks"),
+    (["--device", "cpu", "--tokens", __file__], "is not a file of `benchmarks.accelerator pack`"),
+])  # fmt: skip
+def test_what_cannot_be_used_is_named_with_status_2(given, says, capsys):
+    assert accelerator.main(["run", "--size", "tiny", *given]) == 2
+    assert says in capsys.readouterr().err
