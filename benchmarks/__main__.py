@@ -4,33 +4,38 @@
     batch        a batch of masked rows against the collator fed as Trainer feeds it, a list of 32 dictionaries
     head         a training step with logits at masked positions against one with logits everywhere
     attention    attention forward and backward in bf16, written out on a CPU, against the fused kernel, at two lengths
+    step         a training step at hidden sizes 128 and 256 against the stock ModernBERT's of that size
 
-It also says which share of a training step building its batch takes. Prints a table and writes
-``build/bench/building_blocks.json`` with machine, versions, load and date. Whole recipes are compared by
-``benchmarks/pretraining``, which ``make bench`` runs after this.
+It also says which share of a training step building its batch takes, and of both steps their MFU: useful operations a
+second over what a large bf16 matrix product reaches in this process. Prints a table and writes
+``build/bench/building_blocks.json`` with machine, versions, load and date; with ``--store``,
+``data/measured/building_blocks.json``. Whole recipes are compared by ``benchmarks/pretraining``, which ``make bench``
+runs after this.
 """
 
 from __future__ import annotations
 
-import datetime
+import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-import transformers
-from transformers import DataCollatorForLanguageModeling
+from transformers import DataCollatorForLanguageModeling, ModernBertForMaskedLM
 
-from sslcourse import corpus, masking
+from benchmarks import store
+from benchmarks.pretraining import peers
+from sslcourse import corpus, masking, precision
 from sslcourse import tokenizer as wordpiece
 from sslcourse.encoder import EncoderForMaskedLM, attend
-from sslcourse.pretraining import Recipe, Tape, make_optimizer, train_step
+from sslcourse.pretraining import Recipe, Tape, autocast, make_optimizer, train_step
 
 ROUNDS = 15
 ROWS, LENGTH = 32, 128
@@ -57,7 +62,10 @@ def contest(ours: Callable[[], object], theirs: Callable[[], object], repeats: i
     }
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--store", action="store_true", help="write data/measured/building_blocks.json")
+    given = parser.parse_args(arguments)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     if load > 0.5:
         print(f"warning: the machine is busy (load {load:.1f}); ratios will scatter", file=sys.stderr)
@@ -83,6 +91,11 @@ def main() -> int:
         "attention 128": _attention(ROWS, LENGTH),
         "attention 512": _attention(ROWS // 4, 4 * LENGTH),
     }
+    steps = {}
+    for hidden in (128, 256):
+        sized = replace(recipe, hidden_size=hidden, intermediate_size=2 * hidden, heads=hidden // 64)
+        steps[f"step {hidden}"] = _step(sized, tokenizer, *next(batches))
+    results |= steps
     share = results["batch"]["ours_ms"] / (results["batch"]["ours_ms"] + results["head"]["ours_ms"])
     print(f"{'':13s} {'ours ms':>9s} {'theirs ms':>10s}   ratio (quartiles)")
     for name, row in results.items():
@@ -91,18 +104,13 @@ def main() -> int:
             f"({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
         )
     print(f"Building a batch takes {share:.2%} of a step.")
-    record = {
-        "date": datetime.date.today().isoformat(),
-        "command": "python -m benchmarks",
-        "cpu": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "load": load,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "rounds": ROUNDS,
-        "batch_share_of_step": share,
-        "results": results,
-    }
+    for name, row in steps.items():
+        print(f"{name}: {row['ours_mfu']:.1%} of the peak are put to use, by ModernBERT {row['theirs_mfu']:.1%}.")
+    record = {"threads": torch.get_num_threads(), "load": load, "rounds": ROUNDS, "batch_share_of_step": share,
+              "results": results}  # fmt: skip
+    if given.store:
+        store("building_blocks", "python -m benchmarks --store", record)
+        return 0
     path = Path("build/bench/building_blocks.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -126,6 +134,32 @@ def _head(recipe: Recipe, inputs: torch.Tensor, labels: torch.Tensor) -> dict[st
         lambda: train_step(dense, optimizers[dense], inputs, labels, recipe),
         repeats=2,
     )
+
+
+def _step(recipe: Recipe, tokenizer: Any, inputs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """A step of ``pretrain`` against one of the stock model of that size, AdamW both, and the MFU of either."""
+    torch.manual_seed(0)
+    knobs = peers.Knobs(hidden=recipe.hidden_size, inner=recipe.intermediate_size, layers=recipe.layers,
+                        heads=recipe.heads, activation=recipe.activation, mask_rate=recipe.mask_rate)  # fmt: skip
+    ours = EncoderForMaskedLM(recipe.config())
+    theirs = ModernBertForMaskedLM(peers.modernbert_config(SimpleNamespace(tokenizer=tokenizer), knobs))
+    optimizers = {model: make_optimizer(model, recipe) for model in (ours, theirs)}
+
+    def stock_step() -> None:
+        with autocast(recipe, inputs.device):
+            loss = theirs(input_ids=inputs, labels=labels).loss
+        optimizers[theirs].zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), recipe.max_grad_norm)
+        optimizers[theirs].step()
+
+    before = precision.peak_flops(torch.bfloat16)
+    row = contest(lambda: train_step(ours, optimizers[ours], inputs, labels, recipe), stock_step, repeats=2)
+    peak = max(before, precision.peak_flops(torch.bfloat16))
+    for who, name in (("ours", "course"), ("theirs", "started")):
+        useful = peers.useful_flops(name, knobs, recipe.vocab_size) * inputs.numel()
+        row[f"{who}_mfu"] = useful / (row[f"{who}_ms"] / 1000) / peak
+    return row
 
 
 def _attention(rows: int, length: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ machine that is lent to a session of this project, 600 s a command: carry ``buil
     course       the same, documents in a row kept apart by FlexAttention
 
 All have as many weights, bf16 by autocast, rows of 512 tokens packed without padding, the same number of masks, drawn
-on the device by this course's own function, layers compiled, a fused optimiser, and three learning rates to choose from.
+on the device by one function, layers compiled, a fused optimiser, and three learning rates to choose from.
 The peers therefore have a better input pipeline here than with ``Trainer``; what differs is the model's code, where its
 weights start, and the optimiser. The clock stands still while a loss is looked at, and starts behind the compiler.
 Writes ``data/measured/accelerator_<size>.json`` with device, versions, date and command. Let nothing else run.

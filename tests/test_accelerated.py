@@ -62,8 +62,10 @@ def test_documents_apart_is_another_loss_than_together(model, batch):
     assert abs(float(together - apart)) > 1e-3
 
 
-def test_all_layers_share_what_is_compiled(model, batch):
-    inputs, where, targets, _ = batch
+@pytest.mark.parametrize("apart", [False, True])
+def test_all_layers_and_all_batches_share_what_is_compiled(model, batch, apart):
+    inputs, where, targets, documents = batch
+    masks = [accelerated.document_mask(one) if apart else None for one in (documents, documents.flip(1))]
     graphs = []
 
     def count(graph, _):
@@ -72,11 +74,12 @@ def test_all_layers_share_what_is_compiled(model, batch):
 
     torch._dynamo.reset()
     run = torch.compile(accelerated.run_layer, backend=count, dynamic=False)
-    for _ in range(2):
-        loss = accelerated.masked_loss(model, inputs, where, targets, run=run)
+    losses = [accelerated.masked_loss(model, inputs, where, targets, mask, run) for mask in masks]
     torch._dynamo.reset()
     assert len(graphs) == 3  # the first layer, which has no norm before; those between; the last, which is narrow
-    torch.testing.assert_close(loss, accelerated.masked_loss(model, inputs, where, targets), rtol=1e-6, atol=0)
+    for mask, loss in zip(masks, losses, strict=True):
+        plain = accelerated.masked_loss(model, inputs, where, targets, mask)
+        torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
 
 
 def draw(ids, count, seed=0, **options):

@@ -75,6 +75,15 @@ assert logits.shape[-1] == len(tokenizer)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 6e-3), ("muon", 8.4e-3)])
+def test_a_rate_is_chosen_for_the_size_and_the_optimiser(tmp_path, optimizer, rate):
+    source = write(tmp_path / "text.txt", "txt")
+    assert pretrain("--text", source, "--out", tmp_path / "out", *SMALL, "--optimizer", optimizer) == 0
+    recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
+    assert (recipe["optimizer"], recipe["learning_rate"]) == (optimizer, rate)
+    assert pretrain_cli.default_learning_rate(512, optimizer) == rate / 4
+
+
 def test_a_folder_of_files_and_several_arguments(tmp_path, capsys):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     write(tmp_path / "in" / "deep" / "a.txt", "txt")

@@ -25,7 +25,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from sslcourse.teaching import audit, build, claims, readme, translation
+from sslcourse.teaching import audit, build, claims, glossary, readme, translation
 
 TRANSLATED = ("00_start_here",)  # lessons that are there in Chinese, with the front page
 TITLE = "Efficient self-supervised learning"
@@ -272,6 +272,8 @@ def _relinked(text: str) -> str:
 def lesson_page(root: Path, lesson: str, proofs: Iterable[Erratum] = (), word: Word | None = None) -> NotebookNode:
     """The stored notebook with anchors for what the errata point to, alt texts where Sphinx looks for them.
 
+    In English, the first mention of each of the glossary's terms is a link.
+
     Raises:
         SiteError: if an erratum's cell is not there.
     """
@@ -279,12 +281,13 @@ def lesson_page(root: Path, lesson: str, proofs: Iterable[Erratum] = (), word: W
     anchors: dict[int, list[str]] = {}
     for erratum in proofs:
         anchors.setdefault(proof(erratum, notebook), []).append(erratum.anchor)
+    left = {} if word else {one.name: one for one in glossary.terms(root) if one.belongs_in(lesson[:2])}
     cells = []
     for index, cell in enumerate(notebook.cells):
         if index in anchors:
             cells.append(new_markdown_cell("\n".join(f"({name})=" for name in anchors[index])))
         if cell.cell_type == "markdown":
-            cell.source = markdown(cell.source)
+            cell.source = glossary.linked(markdown(cell.source), left)
         cells += [cell] if cell.cell_type == "markdown" else _described(cell, word)
     if lesson in TRANSLATED:
         other = (f'<a href="../../lessons/{lesson}.html" hreflang="en" lang="en">English</a>' if word else
