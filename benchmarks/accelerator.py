@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
@@ -121,7 +121,7 @@ def read(path: Path, length: int, device: torch.device) -> Text:
                 tokens, documents = (file.get_tensor(one).to(device) for one in (name, f"{name}_documents"))
                 tapes.append(DeviceTape(tokens, documents, length))
         return Text(*tapes, int(about["vocab_size"]), int(about["mask_token_id"]))
-    except (OSError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
         raise ValueError(f"--tokens {path} is not a file of `benchmarks.accelerator pack` ({error})") from error
 
 
@@ -219,12 +219,12 @@ def recipe(size: Size, text: Text) -> Recipe:
 def useful_flops(size: Size, text: Text, body: str, keys: float, narrow: bool = False) -> float:
     """Operations a token of which something comes: attention counts the keys that are read, a narrow layer slots."""
     inner = size.inner * 3 // 2 if body == "bert" else size.inner
-    without_attention = flops_per_token(Rung(
+    whole = flops_per_token(Rung(
         body=body, vocab_size=text.vocab_size, hidden_size=size.hidden, intermediate_size=inner, layers=size.layers,
-        mask_rate=MASK_RATE, sequence_length=0,
+        mask_rate=MASK_RATE, sequence_length=size.length,
     ))  # fmt: skip
     idle = 6 * (1 - MASK_RATE) * (size.hidden**2 + 3 * size.hidden * size.inner) if narrow else 0
-    return without_attention - idle + 12 * size.layers * size.hidden * keys
+    return whole - idle - 12 * size.layers * size.hidden * (size.length - keys)
 
 
 def keys_read(tape: DeviceTape) -> float:

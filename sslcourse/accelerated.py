@@ -123,8 +123,17 @@ def draw_masks(
     return inputs, where, originals.masked_fill(special, IGNORE)
 
 
-def document_mask(documents: Int[Tensor, "rows length"]) -> BlockMask:
-    """For FlexAttention: a token reads those of its own document; blocks without any such pair are skipped."""
+Mask = BlockMask | Tensor | None
+
+
+def document_mask(documents: Int[Tensor, "rows length"], blocks: bool | None = None) -> BlockMask | Tensor:
+    """A token reads those of its own document.
+
+    ``blocks``, by default on a GPU: for FlexAttention, which skips blocks without any such pair. It has no backward
+    pass on a CPU (torch 2.13); there the same stands in a table, ``masking.isolation_mask``.
+    """
+    if not (documents.is_cuda if blocks is None else blocks):
+        return masking.isolation_mask(documents)
     rows, length = documents.shape
 
     def same(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -138,20 +147,20 @@ def run_layer(
     layer: Layer,
     x: Float[Tensor, "rows length hidden"],
     rotary: tuple[Tensor, Tensor],
-    mask: BlockMask | None,
+    mask: Mask,
     where: Int[Tensor, " slots"] | None,
 ) -> Float[Tensor, "rows length hidden"] | Float[Tensor, "slots hidden"]:
-    """``layer(x, rotary, ..., where=where)``, attention by blocks; without a mask every token reads its whole row."""
+    """``layer(x, rotary, mask, where=where)``, also with a mask of blocks; without one a token reads its whole row."""
     rows, length, hidden = x.shape
     attention = layer.attn
     parts = attention.Wqkv(layer.attn_norm(x)).view(rows, length, 3, attention.heads, -1).transpose(1, 3)
     query_key, value = parts.split([2, 1], dim=2)
     query, key = rotate(query_key, *(table[:, :, None] for table in rotary)).unbind(2)
     value = value.squeeze(2)
-    if mask is None:
-        mixed = F.scaled_dot_product_attention(query, key, value)
-    else:
+    if isinstance(mask, BlockMask):
         mixed = flex_attention(query, key, value, block_mask=mask)
+    else:
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     mixed = mixed.transpose(1, 2).reshape(rows * length, hidden)
     x = x.flatten(0, 1)
     if where is not None:  # what nobody scores is needed as key and value, and not behind that
@@ -174,7 +183,7 @@ def masked_loss(
     inputs: Int[Tensor, "rows length"],
     where: Int[Tensor, " slots"],
     targets: Int[Tensor, " slots"],
-    mask: BlockMask | None = None,
+    mask: Mask = None,
     run: Callable[..., Any] = run_layer,
     score: Callable[..., Any] = scores_loss,
 ) -> Float[Tensor, ""]:

@@ -55,17 +55,21 @@ def test_loss_and_gradients_are_the_encoders_own(model, batch, apart):
         assert error <= 1e-5 * float(gradient.abs().max()), name  # sums of some hundred fp32 terms
 
 
-def test_documents_apart_is_another_loss_than_together(model, batch):
+@torch.no_grad()  # FlexAttention has no backward pass on a CPU
+def test_blocks_are_the_same_mask_and_documents_apart_another_loss_than_together(model, batch):
     inputs, where, targets, documents = batch
-    together = accelerated.masked_loss(model, inputs, where, targets)
-    apart = accelerated.masked_loss(model, inputs, where, targets, accelerated.document_mask(documents))
-    assert abs(float(together - apart)) > 1e-3
+    table, blocks = (accelerated.document_mask(documents, blocks=kind) for kind in (False, True))
+    together, by_table, by_blocks = (accelerated.masked_loss(model, inputs, where, targets, mask)
+                                     for mask in (None, table, blocks))  # fmt: skip
+    torch.testing.assert_close(by_blocks, by_table, rtol=1e-6, atol=0)
+    assert abs(float(together - by_table)) > 1e-3
 
 
 @pytest.mark.parametrize("apart", [False, True])
+@torch.no_grad()
 def test_all_layers_and_all_batches_share_what_is_compiled(model, batch, apart):
     inputs, where, targets, documents = batch
-    masks = [accelerated.document_mask(one) if apart else None for one in (documents, documents.flip(1))]
+    masks = [accelerated.document_mask(one, blocks=True) if apart else None for one in (documents, documents.flip(1))]
     graphs = []
 
     def count(graph, _):

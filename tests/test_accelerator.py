@@ -1,6 +1,7 @@
 """benchmarks.accelerator on a CPU, at toy size: everything that a GPU would run, but the compiler."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -27,13 +28,14 @@ def test_all_contestants_learn_and_are_compared(tokens, tmp_path, monkeypatch, c
     assert accelerator.main(given) == 0
     found = json.loads((tmp_path / "accelerator_tiny.json").read_text())
     assert found["device"] == "cpu"
+    knowing_nothing = math.log(accelerator.read(tokens, 32, torch.device("cpu")).vocab_size)
     assert found["command"].startswith("python -m benchmarks.accelerator run --size tiny")
     weights = {name: row["weights"] for name, row in found["contestants"].items()}
     assert max(weights.values()) < 1.2 * min(weights.values())
     for name, row in found["contestants"].items():
         seconds, losses, read = zip(*row["curves"][0], strict=True)
         assert seconds[-1] >= 1.5, name
-        assert losses[-1] < 5.5, name  # of some 300 tokens, knowing nothing is 5.7
+        assert losses[-1] < knowing_nothing, name
         assert list(read) == sorted(read)
         assert len(row["rates"]) == 3
         assert str(row["rate"]) in row["rates"]
