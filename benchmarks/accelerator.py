@@ -2,13 +2,15 @@
 
     python -m benchmarks.accelerator pack                   # the factbook's tokens into build/bench/tokens.safetensors,
                                                             # on a machine that has the corpus installed
-    python -m benchmarks.accelerator run --size 30m         # on the GPU, from that file: about seven minutes
+    python -m benchmarks.accelerator run --size 30m         # on the GPU, from that file: some six minutes, by estimate
     python -m benchmarks.accelerator run --size 110m
     python -m benchmarks.accelerator run --size tiny --device cpu --seconds 2 --trial-seconds 1    # does it run at all?
 
 A GPU node needs torch, transformers, numpy, safetensors and psutil, this repository, and the file of tokens. On a
-machine that is lent to a session of this project, 600 s a command: carry ``build/bench/tokens.safetensors`` and run
-``python3 -m benchmarks.accelerator run --size 30m && cp data/measured/accelerator_30m.json $OUT``, then ``110m``.
+machine that is lent to a session of this project (600 s a command, 900 s in all): carry
+``build/bench/tokens.safetensors`` and run, one after the other on the warm machine, ``python3 -m benchmarks.accelerator
+run --size 30m; cp data/measured/accelerator_* $OUT``, then ``110m``. The file is written anew after each contestant, so
+a run that is cut off leaves what it had. It has not run on a GPU yet.
 
     bert         BertForMaskedLM, no dropout, logits everywhere
     modernbert   ModernBertForMaskedLM, full attention, ``sparse_prediction``
@@ -16,9 +18,10 @@ machine that is lent to a session of this project, 600 s a command: carry ``buil
     course       the same, documents in a row kept apart by FlexAttention
 
 All have as many weights, bf16 by autocast, rows of 512 tokens packed without padding, the same number of masks, drawn
-on the device by one function, layers compiled, a fused optimiser, and three learning rates to choose from.
+on the device by one function, layers, head and loss compiled, a fused optimiser, four learning rates to choose from.
 The peers therefore have a better input pipeline here than with ``Trainer``; what differs is the model's code, where its
-weights start, and the optimiser. The clock stands still while a loss is looked at, and starts behind the compiler.
+weights start, and the optimiser. The clock stands still while a loss is looked at, and starts behind the compiler. The
+corpus is small for a GPU, about a million tokens: all read it many times, so a loss is the lowest that was seen.
 Writes ``data/measured/accelerator_<size>.json`` with device, versions, date and command. Let nothing else run.
 """
 
@@ -30,7 +33,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +59,7 @@ TOKENS = Path("build/bench/tokens.safetensors")
 MASK_RATE, HELD_OUT_RATE = 0.3, 0.15
 HELD_OUT_BATCHES = 4
 ROUNDS, ROUND_STEPS = 7, 10
-RATES = {"adamw": (5e-4, 1e-3, 2e-3), "muon": (1e-3, 2e-3, 4e-3)}  # Muon bears about twice the rate
+RATES = {"adamw": (2.5e-4, 5e-4, 1e-3, 2e-3), "muon": (5e-4, 1e-3, 2e-3, 4e-3)}  # Muon bears up to twice the rate
 
 
 @dataclass(frozen=True)
@@ -158,9 +161,11 @@ def contestants(size: Size, text: Text, device: torch.device, compiled: bool) ->
     }
     found = {}
     for name, model in stock.items():
-        layers = model.bert.encoder.layer if name == "bert" else model.model.layers
-        for layer in layers if compiled else ():
-            layer.compile(dynamic=False)
+        layers, head = ((model.bert.encoder.layer, model.cls) if name == "bert" else (model.model.layers, model.head))
+        if compiled:
+            for part in (*layers, head):
+                part.compile(dynamic=False)
+            model.loss_function = torch.compile(model.loss_function, dynamic=False)
         useful = useful_flops(size, text, "bert" if name == "bert" else "prenorm", size.length)
         found[name] = Contestant(model.to(device), by_labels(model), "adamw", useful)
     ours = EncoderForMaskedLM(recipe(size, text).config()).to(device)
@@ -272,17 +277,18 @@ class Bench:
         optimizer.step()
         return loss.detach()
 
-    @torch.no_grad()
     def look(self, one: Contestant) -> float:
-        """The held-out loss: every row has as many masks, so the mean of means is the mean, but for a few specials."""
-        one.model.eval()
+        """The held-out loss; inf where it is no number.
+
+        With gradients, and in training mode, so that what was compiled for a step is used again: nobody has dropout.
+        """
         sums, counts = [], []
         for documents, (inputs, where, targets) in self.held_out:
             count = (targets != IGNORE).sum()
-            sums.append(self.loss(one, (inputs, documents, where, targets)) * count)
+            sums.append(self.loss(one, (inputs, documents, where, targets)).detach() * count)
             counts.append(count)
-        one.model.train()
-        return float(torch.stack(sums).sum() / torch.stack(counts).sum())
+        loss = float(torch.stack(sums).sum() / torch.stack(counts).sum())
+        return loss if math.isfinite(loss) else math.inf
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -337,8 +343,21 @@ class Bench:
         return {name: speeds[1:] for name, speeds in found.items()}
 
 
-def measured(size: Size, text: Text, device: torch.device, given: argparse.Namespace) -> dict[str, Any]:
-    """Speeds in turns, then for each contestant the best of its rates, then a run with it for each seed."""
+def lowest(curve: Sequence[tuple]) -> float:
+    return min(point[1] for point in curve)
+
+
+def measured(
+    size: Size, text: Text, device: torch.device, given: argparse.Namespace, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Speeds in turns, then for each contestant the best of its rates, then a run with it for each seed.
+
+    ``keep`` is given what there is after each contestant.
+    """
+    # A contestant compiles several variants of one function: kinds of layer, masks, numbers of places. Torch gives up at
+    # eight of all contestants together, and goes on without the compiler. Nobody shall be slow in silence.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     bench = Bench(size, text, device)
     everyone = contestants(size, text, device, compiled=given.compile)
     peak = precision.peak_flops(torch.bfloat16, device, size=8192 if device.type == "cuda" else 512)
@@ -353,25 +372,29 @@ def measured(size: Size, text: Text, device: torch.device, given: argparse.Names
         }
         print(f"{name:12s} {rows[name]['tokens_per_second'][1]:12,.0f} tokens/s {rows[name]['mfu'][1]:6.1%} MFU",
               flush=True)  # fmt: skip
+    tokens = len(text.train.tokens)
     for name, one in everyone.items():
         rates = RATES[one.optimizer]
+        for other in everyone.values():
+            other.model.zero_grad(set_to_none=True)
         bench.forget_memory()
-        ends = [bench.train(one, rate, given.trial_seconds, 1, seed=100)[-1][1] for rate in rates]
-        best = rates[min(range(len(rates)), key=lambda at: ends[at] if math.isfinite(ends[at]) else math.inf)]
+        ends = [lowest(bench.train(one, rate, given.trial_seconds, 2, seed=100)) for rate in rates]
+        best = rates[min(range(len(rates)), key=lambda at: ends[at])]
         curves = [bench.train(one, best, given.seconds, given.looks, seed) for seed in range(given.seeds)]
         rows[name] |= {"rates": dict(zip(map(str, rates), ends, strict=True)), "rate": best, "curves": curves,
-                       "optimizer": one.optimizer, "memory_mb": bench.memory()}  # fmt: skip
-        last = [round(curve[-1][1], 3) for curve in curves]
-        print(f"{name:12s} rates {rates}: {[round(end, 3) for end in ends]}; {best}: {last} nats after "
-              f"{given.seconds:.0f} s", flush=True)  # fmt: skip
+                       "rate_at_edge": best in (rates[0], rates[-1]), "optimizer": one.optimizer,
+                       "epochs": curves[0][-1][2] / tokens, "memory_mb": bench.memory()}  # fmt: skip
+        print(f"{name:12s} rates {rates}: {[round(end, 3) for end in ends]}; {best}: "
+              f"{[round(lowest(curve), 3) for curve in curves]} nats in {given.seconds:.0f} s", flush=True)  # fmt: skip
+        keep({"peak_flops": peak, "contestants": rows})
     return {"peak_flops": peak, "contestants": rows, "ratios": ratios(rows)}
 
 
 def ratios(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Against the better of the two peers, seed by seed: speed, and time to the loss that it ends with."""
     peers = ("bert", "modernbert")
-    best = min(peers, key=lambda name: statistics.median(curve[-1][1] for curve in rows[name]["curves"]))
-    goals = [min(point[1] for point in curve) for curve in rows[best]["curves"]]
+    best = min(peers, key=lambda name: statistics.median(map(lowest, rows[name]["curves"])))
+    goals = [lowest(curve) for curve in rows[best]["curves"]]
     theirs = [time_to(curve, goal) for curve, goal in zip(rows[best]["curves"], goals, strict=True)]
     found: dict[str, Any] = {"best_peer": best, "loss": report.spread(goals)}
     for name in ("course rows", "course"):
@@ -393,10 +416,10 @@ def main(arguments: list[str] | None = None) -> int:
         one.add_argument("--tokens", type=Path, default=TOKENS, help="the file that pack writes and run reads")
     running.add_argument("--size", choices=list(SIZES), default="30m")
     running.add_argument("--device", default="cuda")
-    running.add_argument("--seconds", type=float, default=30.0, help="of training, for each seed")
-    running.add_argument("--trial-seconds", type=float, default=8.0, help="of training, for each learning rate")
+    running.add_argument("--seconds", type=float, default=12.0, help="of training, for each seed")
+    running.add_argument("--trial-seconds", type=float, default=4.0, help="of training, for each learning rate")
     running.add_argument("--seeds", type=int, default=2)
-    running.add_argument("--looks", type=int, default=60, help="held-out losses a run")
+    running.add_argument("--looks", type=int, default=30, help="held-out losses a run")
     running.add_argument("--no-compile", dest="compile", action="store_false")
     given = parser.parse_args(arguments)
     command = "python -m benchmarks.accelerator " + " ".join(sys.argv[1:] if arguments is None else arguments)
@@ -404,16 +427,15 @@ def main(arguments: list[str] | None = None) -> int:
         if given.what == "pack":
             pack(given.text, given.tokens)
             return 0
-        found = run(given)
+        run(given, command)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    store(f"accelerator_{given.size}", command, found)
     return 0
 
 
-def run(given: argparse.Namespace) -> dict[str, Any]:
-    """Everything of one size.
+def run(given: argparse.Namespace, command: str) -> None:
+    """Everything of one size, stored.
 
     Raises:
         ValueError: for a device, a file or a number that cannot be used.
@@ -432,10 +454,14 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     torch.set_float32_matmul_precision("high")
     busy = busy_cores()
     started = time.perf_counter()
-    found = measured(size, read(given.tokens, size.length, device), device, given)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"device": name, "size": vars(size), "compiled": given.compile, "busy_cores": busy,
-            "wall_seconds": time.perf_counter() - started} | found  # fmt: skip
+
+    def keep(found: dict[str, Any]) -> None:
+        about = {"device": name, "size": vars(size), "compiled": given.compile, "busy_cores": busy,
+                 "wall_seconds": time.perf_counter() - started}  # fmt: skip
+        store(f"accelerator_{given.size}", command, about | found)
+
+    keep(measured(size, read(given.tokens, size.length, device), device, given, keep))
 
 
 if __name__ == "__main__":

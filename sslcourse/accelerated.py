@@ -139,8 +139,12 @@ def document_mask(documents: Int[Tensor, "rows length"], blocks: bool | None = N
     def same(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return documents[row, query] == documents[row, key]
 
-    device = documents.device
-    return create_block_mask(same, rows, None, length, length, device=str(device), _compile=device.type == "cuda")
+    make = _compiled_blocks if documents.is_cuda else create_block_mask
+    return make(same, rows, None, length, length, device=str(documents.device))
+
+
+# Compiled, the table of all pairs is never written to memory. Once, not at each step: every call makes a new wrapper.
+_compiled_blocks = torch.compile(create_block_mask, dynamic=False)
 
 
 def run_layer(

@@ -37,7 +37,7 @@ def test_all_contestants_learn_and_are_compared(tokens, tmp_path, monkeypatch, c
         assert seconds[-1] >= 1.5, name
         assert losses[-1] < knowing_nothing, name
         assert list(read) == sorted(read)
-        assert len(row["rates"]) == 3
+        assert len(row["rates"]) == 4
         assert str(row["rate"]) in row["rates"]
         assert row["mfu"][0] <= row["mfu"][1] <= row["mfu"][2]
     best = found["ratios"]["best_peer"]

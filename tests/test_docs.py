@@ -1,6 +1,7 @@
 """What the pages for learners and teachers quote is still there: messages, mutants, lessons."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -52,3 +53,14 @@ def test_every_term_of_the_glossary_names_a_lesson():
     lessons = re.findall(r"\(lesson (\d\d)\)", page)
     assert len(lessons) > 100
     assert set(lessons) <= set(LESSONS)
+
+
+def test_the_data_card_lists_every_measured_file_with_the_command_that_it_names_itself():
+    page = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\w+\.json)` \|[^|]*\| `([^`]+)` \|$", page, re.MULTILINE))
+    stored = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "data/measured").iterdir()}
+    assert set(listed) == set(stored)
+    for name, figures in stored.items():
+        module = re.compile(r"python -m (benchmarks[.\w]*( (?:sweep|race|run))?)")
+        assert module.match(figures["command"])[1] == module.match(listed[name])[1], name
+        assert {"date", "machine", "torch", "transformers"} <= set(figures), name

@@ -23,7 +23,7 @@ from sslcourse import precision
 
 SWEEP_SEED = 100  # not one of a race's
 SHORTER = (2, 3, 6, 12)  # `course` also runs in such parts of the time: who wants a loss picks a budget
-LONG = ("article", 20.0)  # a recipe that learns so slowly, and its looks a minute, where a race gives it more time
+LONG = ("article", 3.0)  # a recipe that learns so slowly, and its looks a minute, where a race gives it more time
 EVERY = 8  # of so many held-out documents one is scored: a look at the largest peer takes 12 s else, off the clock
 BEGIN = Knobs(rate=3e-3, activation="silu", mask_rate=0.3, beta2=0.98)  # of a sweep
 OURS = replace(BEGIN, optimizer="muon", rate=6e-3)  # of those that have this course's recipe; Muon bears twice the rate
