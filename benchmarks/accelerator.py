@@ -354,8 +354,8 @@ def measured(
 
     ``keep`` is given what there is after each contestant.
     """
-    # A contestant compiles several variants of one function: kinds of layer, masks, numbers of places. Torch gives up at
-    # eight of all contestants together, and goes on without the compiler. Nobody shall be slow in silence.
+    # A contestant compiles several variants of one function: kinds of layer, masks, numbers of places. Torch gives up
+    # at eight of all contestants together, and goes on without the compiler. Nobody shall be slow in silence.
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     bench = Bench(size, text, device)
