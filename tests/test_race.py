@@ -54,14 +54,16 @@ def test_a_summary_counts_real_tokens_and_useful_operations():
     assert "at least 6.0" in report.table(found)
 
 
-def test_a_long_trial_of_a_slow_peer_is_a_bound_at_the_first_look_that_is_as_good():
+def test_a_long_trial_of_a_slow_peer_is_held_against_our_curves_of_the_race():
     slow = {"peer": "article", "points": [[300.0, 7.0, 1], [600.0, 6.0, 2], [700.0, 6.5, 2]], "seconds": 700.0}
     curves = (CURVE, [[5.0, 5.9, 1]], [[9.0, 7.0, 1]])
     course = [{"peer": "course", "seconds": 30.0, "points": points} for points in curves]
     course.append({"peer": "course", "seconds": 5.0, "points": [[5.0, 1.0, 1]]})  # of a shorter budget: not in question
-    found = report.against_long(slow, course)
+    others = [{"peer": "theirs", "seconds": 30.0, "points": [[30.0, loss, 1]]} for loss in (4.0, 5.95, 5.99)]
+    found = report.against_long(slow, [*course, *others])
     assert (found["seconds"], found["loss"]) == (600.0, 6.0)
     assert found["times_as_fast"] == [0.0, 60.0, 120.0]
+    assert found["not_by"] == {"loss": 5.95, "times_as_fast": pytest.approx([0.0, 700 / 10.25, 140.0])}
     assert "times_as_fast" not in report.against_long(slow, [slow])
 
 
