@@ -65,6 +65,9 @@ def test_a_long_trial_of_a_slow_peer_is_held_against_our_curves_of_the_race():
     assert found["times_as_fast"] == [0.0, 60.0, 120.0]
     assert found["not_by"] == {"loss": 5.95, "times_as_fast": pytest.approx([0.0, 700 / 10.25, 140.0])}
     assert "times_as_fast" not in report.against_long(slow, [slow])
+    others[1]["points"] = [[30.0, 6.5, 1]]
+    others[0]["points"] = [[30.0, 6.5, 1]]
+    assert "not_by" not in report.against_long(slow, [*course, *others])  # it was there
 
 
 def test_a_move_changes_its_knobs_and_no_other():

@@ -79,7 +79,7 @@ def against_long(trial: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], 
 
     A peer that learns slowly looks better in a short race than it is: nobody sees there how long it takes to a loss
     that we reach in seconds. How long it would take to what the best of the others ended with is not seen here either,
-    only that it is longer than the trial: ``not_by`` holds that loss, and how many times as fast we were there at least.
+    only that it is longer than the trial: ``not_by`` has that loss, and how many times as fast we were there at least.
     """
     goal = min(point[1] for point in trial["points"])
     theirs = time_to(trial["points"], goal)
@@ -91,8 +91,8 @@ def against_long(trial: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], 
     found = {"peer": trial["peer"], "loss": goal, "seconds": theirs, "points": trial["points"]}
     if mine:
         found["times_as_fast"] = spread([theirs / time_to(points, goal) for points in mine])
-    if mine and curves:
-        ends = [statistics.median(min(point[1] for point in one) for one in of_peer) for of_peer in curves.values()]
+    ends = [statistics.median(min(point[1] for point in one) for one in of_peer) for of_peer in curves.values()]
+    if mine and ends and min(ends) < goal:
         last = trial["points"][-1][0]
         found["not_by"] = {"loss": min(ends), "times_as_fast": spread([last / time_to(one, min(ends)) for one in mine])}
     return found
