@@ -354,10 +354,6 @@ def measured(
 
     ``keep`` is given what there is after each contestant.
     """
-    # A contestant compiles several variants of one function: kinds of layer, masks, numbers of places. Torch gives up
-    # at eight of all contestants together, and goes on without the compiler. Nobody shall be slow in silence.
-    torch._dynamo.config.recompile_limit = 64
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
     bench = Bench(size, text, device)
     everyone = contestants(size, text, device, compiled=given.compile)
     peak = precision.peak_flops(torch.bfloat16, device, size=8192 if device.type == "cuda" else 512)
@@ -451,7 +447,6 @@ def run(given: argparse.Namespace, command: str) -> None:
         raise ValueError(f"--device {given.device} cannot be used here ({reason}); --device cpu with --size tiny tries "
                          "the code") from error  # fmt: skip
     size = SIZES[given.size]
-    torch.set_float32_matmul_precision("high")
     busy = busy_cores()
     started = time.perf_counter()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -461,7 +456,16 @@ def run(given: argparse.Namespace, command: str) -> None:
                  "wall_seconds": time.perf_counter() - started}  # fmt: skip
         store(f"accelerator_{given.size}", command, about | found)
 
-    keep(measured(size, read(given.tokens, size.length, device), device, given, keep))
+    text = read(given.tokens, size.length, device)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        # A contestant compiles several variants of one function: kinds of layer, masks, numbers of places. Torch gives
+        # up at eight of all contestants together, and goes on without the compiler. Nobody shall be slow in silence.
+        with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
+            keep(measured(size, text, device, given, keep))
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ FLOOR = {  # a room imports only from lower numbers, or from the teaching side's
     "latency": 0,
     "quiet": 0,
     "ladder": 6,
+    "accelerated": 3,
     "quantization": 7,
     "pruning": 8,
 }
