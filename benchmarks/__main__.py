@@ -2,7 +2,8 @@
 
     masking      mask_tokens against DataCollatorForLanguageModeling.torch_mask_tokens, 32 x 128
     batch        a batch of masked rows against the collator fed as Trainer feeds it, a list of 32 dictionaries
-    head         a training step with logits at masked positions against one with logits everywhere
+    head         a training step with logits, and the end of the last layer, at masked positions alone against one with
+                 both everywhere
     attention    attention forward and backward in bf16, written out on a CPU, against the fused kernel, at two lengths
     step         a training step at hidden sizes 128 and 256 against the stock ModernBERT's of that size
 
@@ -123,7 +124,7 @@ def _head(recipe: Recipe, inputs: torch.Tensor, labels: torch.Tensor) -> dict[st
     sparse = EncoderForMaskedLM(recipe.config())
     dense = EncoderForMaskedLM(recipe.config())
 
-    def loss_everywhere(inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def loss_everywhere(inputs: torch.Tensor, labels: torch.Tensor, narrow: bool) -> tuple[torch.Tensor, int]:
         count = int((labels != masking.IGNORE).sum())
         return dense(inputs, labels=labels).loss * count, count
 

@@ -20,6 +20,7 @@ def test_a_step_is_measured_against_the_stock_models_and_its_use_of_the_machine_
     recipe = replace(Recipe(), vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, heads=1, batch_size=4)
     texts = [f"the river {at} is {100 + at} km long and ends in the sea" for at in range(400)]
     batch = next(Tape(wordpiece.encode(tokenizer, texts), tokenizer, peers.LENGTH).batches(recipe))
+    assert blocks._head(recipe, *batch)["ratio"] > 0
     row = blocks._step(recipe, tokenizer, *batch)
     for who in ("ours", "theirs"):
         assert row[f"{who}_ms"] > 0
