@@ -13,6 +13,7 @@ from sslcourse.quiet import hush
 hush()  # here, because every benchmark imports this package before it imports transformers
 
 MEASURED = Path(__file__).resolve().parents[1] / "data" / "measured"
+BUILD = Path("build/bench")  # what nobody asked to store
 
 
 def busy_cores() -> float:
@@ -35,8 +36,12 @@ def texts(folder: str | None) -> tuple[list[str], list[str]]:
     return tuple([row["text"] for row in splits[name]] for name in ("train", "validation"))
 
 
-def store(name: str, command: str, figures: dict[str, Any]) -> None:
-    """Write ``data/measured/<name>.json``: the figures, and where, when and by which command they were measured."""
+def store(name: str, command: str, figures: dict[str, Any], folder: Path | None = None) -> None:
+    """Write ``<name>.json``: the figures, and where, when and by which command they were measured.
+
+    Args:
+        folder: by default ``data/measured``.
+    """
     import torch
     import transformers
 
@@ -49,7 +54,7 @@ def store(name: str, command: str, figures: dict[str, Any]) -> None:
         "transformers": transformers.__version__,
         "command": command,
     }
-    MEASURED.mkdir(parents=True, exist_ok=True)
-    out = MEASURED / f"{name}.json"
+    out = (folder or MEASURED) / f"{name}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(figures | origin, indent=1) + "\n", encoding="utf-8")
-    print(out.name)
+    print(f"written: {out.name}")

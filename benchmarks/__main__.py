@@ -17,21 +17,19 @@ runs after this.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import DataCollatorForLanguageModeling, ModernBertForMaskedLM
 
-from benchmarks import store
+from benchmarks import BUILD, store
 from benchmarks.pretraining import peers
 from sslcourse import corpus, masking, precision
 from sslcourse import tokenizer as wordpiece
@@ -109,13 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: {row['ours_mfu']:.1%} of the peak are put to use, by ModernBERT {row['theirs_mfu']:.1%}.")
     record = {"threads": torch.get_num_threads(), "load": load, "rounds": ROUNDS, "batch_share_of_step": share,
               "results": results}  # fmt: skip
-    if given.store:
-        store("building_blocks", "python -m benchmarks --store", record)
-        return 0
-    path = Path("build/bench/building_blocks.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {path}")
+    command = "python -m benchmarks" + " --store" * given.store
+    store("building_blocks", command, record, None if given.store else BUILD)
     return 0
 
 

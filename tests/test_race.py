@@ -156,6 +156,7 @@ def test_a_race_runs_in_processes_and_writes_what_it_found(tmp_path, monkeypatch
     written = json.loads((tmp_path / "build/bench/pretraining_race.json").read_text())
     assert written["trials"][0]["threads"] == torch.get_num_threads()
     assert (tmp_path / "build/bench/pretraining_race.png").read_bytes()[1:4] == b"PNG"
+    assert {"machine", "torch", "transformers", "date", "command"} <= set(written)  # stored or not
     long = written["long"]
     assert (long["peer"], long["points"][-1][0] >= 1) == ("article", True)
     assert command.main(["race", "--seconds", "-1"]) == 2

@@ -11,12 +11,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import MEASURED, busy_cores, store, texts
+from benchmarks import BUILD, MEASURED, busy_cores, store, texts
 from benchmarks.pretraining import peers, report
 from benchmarks.pretraining.peers import Knobs
 from sslcourse import precision
@@ -158,15 +157,10 @@ def main(arguments: list[str] | None = None) -> int:
         if given.long:
             found["long"] = report.against_long(long_run(given.long, given.text), trials)
         print(report.table(found))
-    path = Path("build/bench") / f"pretraining_{given.what}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if given.what == "race" and report.plot(found["trials"], path.with_suffix(".png")):
-        print(f"written: {path.with_suffix('.png')}")
-    if given.store:
-        store(f"pretraining_{given.what}", command, found)
-    else:
-        path.write_text(json.dumps(found | {"command": command}, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {path}")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    if given.what == "race" and report.plot(found["trials"], BUILD / "pretraining_race.png"):
+        print(f"written: {BUILD / 'pretraining_race.png'}")
+    store(f"pretraining_{given.what}", command, found, None if given.store else BUILD)
     return 0
 
 

@@ -84,9 +84,10 @@ def against_long(trial: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], 
     goal = min(point[1] for point in trial["points"])
     theirs = time_to(trial["points"], goal)
     longest = max(one["seconds"] for one in trials)
-    curves = {one["peer"]: [] for one in trials if one["seconds"] == longest}
-    for one in (one for one in trials if one["seconds"] == longest):
-        curves[one["peer"]].append(one["points"])
+    curves: dict[str, list[Sequence[Point]]] = {}
+    for one in trials:
+        if one["seconds"] == longest:
+            curves.setdefault(one["peer"], []).append(one["points"])
     mine = curves.pop(ours, [])
     found = {"peer": trial["peer"], "loss": goal, "seconds": theirs, "points": trial["points"]}
     if mine:
