@@ -511,9 +511,10 @@ def sentence_figure(sentence, count):
         for place, chances in enumerate(name_chances(what, count, words)):
             tag, name = "OBI"[int(chances.argmax())], float(1 - chances[0])
             left.add_patch(plt.Rectangle((place - 0.48, row - 0.45), 0.96, 0.9, color=plots.COLOURS[5], alpha=name))
-            left.text(place, row - 0.12, tag if tag != "O" else "·", ha="center", va="center", weight="bold")
+            ink = {"ha": "center", "va": "center", "color": "white" if name > 0.5 else "black"}
+            left.text(place, row - 0.12, tag if tag != "O" else "·", weight="bold", **ink)
             if what != "memory":
-                left.text(place, row + 0.25, f"{name:.0%}", ha="center", va="center", fontsize=8)
+                left.text(place, row + 0.25, f"{name:.0%}", fontsize=8, **ink)
     shown = ["".join(c if c.isprintable() and ord(c) < 0x530 else "?" for c in word) for word in words]  # the font's
     left.set_xticks(range(len(words)), shown, rotation=40, ha="right", parse_math=False)
     left.set_yticks(range(len(contenders)), contenders)
@@ -536,7 +537,7 @@ live_picture(
     "against the number of labelled sentences, with a dotted line at the chosen number.",
     sentence=Text("sentence", "Ambassador Maria Lopez heads the mission; her deputy is Peter Novak, a former judge.",
                   strange=("", "张伟 和 $x$ met Ó Súilleabháin _ \t\u0000", "word " * 300, "a" * 500, "naïve-" * 60)),
-    count=Slider("labelled sentences", COUNTS, start=COUNTS[0]),
+    count=Slider("labelled sentences", COUNTS, start=COUNTS[1]),
 )  # fmt: skip
 
 # %% [markdown]

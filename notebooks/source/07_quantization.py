@@ -599,8 +599,10 @@ if full:
     figure, axis = plt.subplots(figsize=(7, 4))
     for (bits, group), (cost, loss) in lossy.items():
         axis.plot(cost, loss, "o" if group else "s", color=plots.COLOURS[0 if group else 3])
+        left = (bits, group) == (3, 32)  # on its right stands the next point's name
         axis.annotate(f"{bits} bits, {'groups of ' + str(group) if group else 'rows'}", (cost, loss), fontsize=9,
-                      xytext=(8, -12 if (bits, group) == (3, 32) else 4), textcoords="offset points")  # fmt: skip
+                      xytext=(-8 if left else 8, -4 if left else 4), textcoords="offset points",
+                      ha="right" if left else "left")  # fmt: skip
     axis.axhline(exact_loss, color="grey", linestyle="--", label="fp32 (32 bits)")
     axis.set(xlabel="bits a weight, scales counted", ylabel="held-out loss (nats)", xlim=(2, 10))
     axis.legend()
