@@ -103,6 +103,9 @@ def pretrain(
                          "than one row each; raise batch_size, or start fewer processes")  # fmt: skip
     if recipe.optimizer != "adamw":
         raise ValueError(f"optimizer={recipe.optimizer!r} needs whole matrices, and ranks may hold parts; choose adamw")
+    if recipe.start != "width":
+        raise ValueError(f"start={recipe.start!r} is for one process: what ranks count apart may differ in the last "
+                         "bits; choose width")  # fmt: skip
     store = ShardedStore(out, ranks)
     store.check(resume)
     budget = {"steps": steps, "minutes": minutes, "evaluations": evaluations, "patience": patience}

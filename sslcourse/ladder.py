@@ -29,7 +29,7 @@ from sslcourse import masking
 from sslcourse import tokenizer as wordpiece
 from sslcourse.encoder import EncoderForMaskedLM
 from sslcourse.masking import IGNORE
-from sslcourse.pretraining import MaskedRows, Recipe, Tape, autocast, evaluate, held_out_rows, learning_rate
+from sslcourse.pretraining import MaskedRows, Recipe, Tape, autocast, evaluate, held_out_rows, learning_rate, started
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -38,16 +38,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rung(Recipe):
-    """A recipe with the choices that ``pretrain`` has made already. The defaults are its own."""
+    """A recipe with the choices that ``pretrain`` has made already. The defaults are its own.
+
+    ``start`` may also be "library": every matrix normal with a standard deviation of 0.02.
+    """
+
+    STARTS = (*Recipe.STARTS, "library")
 
     body: str = "prenorm"  # or "bert": norms after each sum, biases, learned positions, no gates
-    start: str = "width"  # or "library": every matrix normal with a standard deviation of 0.02
     dropout: float = 0.0  # "bert" only
     rows: str = "packed"  # or "padded": a document a row, cut off or filled up
     masks: str = "new"  # at every step; or "fixed": drawn once, before training
     scored: str = "masked"  # or "all": every real token
     head: str = "sparse"  # or "dense": logits at every position, scored or not
-    optimizer: str = "adamw"  # or "muon": for the layers' matrices (Jordan et al. 2024)
     mask_rate_end: float | None = None  # where the rate of masks ends, in a line from ``mask_rate``
     short_rows: float = 0.0  # share of the budget with rows of half the length, and twice as many of them
     average: float = 0.0  # share of the budget, at its end, over which weights are averaged
@@ -64,14 +67,15 @@ class Rung(Recipe):
             raise ValueError(f"mask_rate_end={self.mask_rate_end} must lie in (0, 1]")
         if self.masks == "fixed" and (self.rows == "packed" or self.mask_rate_end is not None):
             raise ValueError("masks='fixed' needs rows='padded' and one rate: packed rows are cut anew every epoch")
+        if self.body == "bert" and self.start not in ("width", "library"):
+            raise ValueError(f"start={self.start!r} needs body='prenorm': its heads know positions by rotation")
         if self.scored == "all" and self.head == "sparse":
             raise ValueError("scored='all' needs head='dense': a sparse head has no scores at the other positions")
 
 
 CHOICES = {
-    "body": ("prenorm", "bert"), "start": ("width", "library"), "rows": ("packed", "padded"),
+    "body": ("prenorm", "bert"), "rows": ("packed", "padded"),
     "masks": ("new", "fixed"), "scored": ("masked", "all"), "head": ("sparse", "dense"),
-    "optimizer": ("adamw", "muon"),
 }  # fmt: skip
 
 ARTICLE = Rung(
@@ -304,7 +308,9 @@ def climb(rung: Rung, text: Text, seconds: float, looks: int = 12) -> Track:
     rung = replace(rung, vocab_size=len(text.tokenizer))
     model = build(rung).train()
     opts, track, device = optimizers(model, rung), Track(), torch.device("cpu")
-    source, spent, averaged = batches(rung, text), 0.0, _Average(rung)
+    source, averaged, spent = batches(rung, text), _Average(rung), 0.0
+    if rung.start not in ("width", "library"):
+        spent = started(model, Tape(text.train, text.tokenizer, rung.sequence_length).tokens, rung)
     batch = next(source)
     due = [seconds * 2 ** (-look / 2) for look in reversed(range(looks))]
     while spent < seconds:

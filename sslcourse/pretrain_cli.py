@@ -63,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="default: chosen for the hidden size and the optimiser")  # fmt: skip
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw",
                         help="muon learns faster, and is for one process alone (default: adamw)")  # fmt: skip
+    parser.add_argument("--start", choices=("width", "table", "heads", "neighbours"), default="width",
+                        help="neighbours: table from counts of neighbours, heads that look at them; saves training, "
+                        "and is for one process alone (default: width)")  # fmt: skip
     parser.add_argument("--mask-rate", type=_rate, default=0.3, help="in training (default: 0.3)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                         help="of the matrix products (default: bf16 where the machine computes in it)")  # fmt: skip
@@ -150,6 +153,7 @@ def _run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate or default_learning_rate(arguments.hidden_size, arguments.optimizer),
         optimizer=arguments.optimizer,
+        start=arguments.start,
         mask_rate=arguments.mask_rate,
         precision=arguments.precision,
         seed=arguments.seed,

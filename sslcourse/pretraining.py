@@ -4,6 +4,7 @@ First the article's two functions made right: ``train_epoch`` and ``evaluate`` c
 positions only. Then ``pretrain``, which is what a small machine needs:
 
 * packed rows in place of padding, masks drawn anew at every step, logits at masked positions only;
+* weights that start at their width's own scale, and on request where counting ends (``start``);
 * warm-up, then a decay to zero that ends with the budget, be it a number of steps or of minutes;
 * a held-out set masked once and for all, the best weights kept, early stopping, TensorBoard;
 * checkpoints from which a run goes on. Everything random depends on (seed, step) alone, so a run of a given number
@@ -40,6 +41,7 @@ from sslcourse.encoder import EncoderForMaskedLM
 from sslcourse.masking import IGNORE
 from sslcourse.optimizer import make_optimizer
 from sslcourse.recipe import Recipe
+from sslcourse.start import start_at_neighbours
 from sslcourse.tape import MaskedRows, Tape, TapeOnDisk, held_out_rows, kept_tape
 
 if TYPE_CHECKING:
@@ -282,14 +284,19 @@ def _train(
         torch.manual_seed(recipe.seed)
         model = EncoderForMaskedLM(recipe.config()).to(device)
     optimizer = make_optimizer(model, recipe)
-    if store and store.holds_checkpoint():
+    goes_on = store is not None and store.holds_checkpoint()
+    if goes_on:
         state, good = store.load(data.identity, model, optimizer)
-    else:
-        state = data.first_state()
-        good = Snapshot(model, optimizer, state)
     tape = data.tape(store)
+    if not goes_on:
+        state = data.first_state()
+        state.seconds = started(model, tape.tokens, recipe)
+        if state.finished():
+            raise ValueError(f"minutes={data.identity['budget']['minutes']}: start={recipe.start!r} alone took "
+                             f"{state.seconds:.1f} seconds; give more, or start='width'")  # fmt: skip
+        good = Snapshot(model, optimizer, state)
     log = _tensorboard(tensorboard)
-    if store and not store.holds_checkpoint():
+    if store and not goes_on:
         store.save(data.identity, state, model, optimizer)
     run = Run(model, data.tokenizer, recipe, state.history, restores=state.restores)
     bar = _progress_bar(progress, state)
@@ -340,6 +347,17 @@ def _train(
     if store:
         store.finish(model, data.tokenizer, data.records(run))
     return run
+
+
+def started(model: nn.Module, tokens: Tensor, recipe: Recipe) -> float:
+    """Begin where the recipe says; the seconds that took beyond drawing weights, which are part of the budget."""
+    began = time.perf_counter()
+    if recipe.start == "width":
+        return 0.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        start_at_neighbours(model, tokens, recipe.start)
+    return time.perf_counter() - began
 
 
 def loss_now(evaluated: Callable[[MaskedRows], Evaluation], batches: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from transformers.activations import ACT2FN
 
@@ -14,12 +15,15 @@ from sslcourse.encoder import EncoderConfig
 class Recipe:
     """Sizes, data, optimisation and masks of a run. The defaults suit two CPU cores and some minutes."""
 
+    STARTS: ClassVar[tuple[str, ...]] = ("width", "table", "heads", "neighbours")
+
     vocab_size: int = 4096
     hidden_size: int = 128
     intermediate_size: int = 256
     layers: int = 3
     heads: int = 2
     activation: str = "silu"
+    start: str = "width"  # or "table", "heads", "neighbours" (both): begin where counting ends (sslcourse.start)
 
     sequence_length: int = 128  # tokens a row
     batch_size: int = 32  # rows a step
@@ -47,6 +51,8 @@ class Recipe:
             raise ValueError(f"activation={self.activation!r} is unknown; choose silu, gelu, relu, ...")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer={self.optimizer!r} is unknown; choose adamw or muon")
+        if self.start not in self.STARTS:
+            raise ValueError(f"start={self.start!r} is unknown; choose {', '.join(self.STARTS)}")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r} is unknown; choose auto, fp32 or bf16")
         if not 0 <= self.warmup < 1:

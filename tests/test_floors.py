@@ -17,6 +17,7 @@ FLOOR = {  # a room imports only from lower numbers, or from the teaching side's
     "encoder": 2,
     "checkpoint": 2,
     "recipe": 3,
+    "start": 3,
     "optimizer": 4,
     "tape": 4,
     "pretraining": 5,

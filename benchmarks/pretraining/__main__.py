@@ -25,7 +25,7 @@ SHORTER = (2, 3, 6, 12)  # `course` also runs in such parts of the time: who wan
 LONG = ("article", 3.0)  # a recipe that learns so slowly, and its looks a minute, where a race gives it more time
 EVERY = 8  # of so many held-out documents one is scored: a look at the largest peer takes 12 s else, off the clock
 BEGIN = Knobs(rate=3e-3, activation="silu", mask_rate=0.3, beta2=0.98)  # of a sweep
-OURS = replace(BEGIN, optimizer="muon", rate=6e-3)  # of those that have this course's recipe; Muon bears twice the rate
+OURS = replace(BEGIN, optimizer="muon", rate=6e-3, counted=True)  # of those that have this course's recipe
 MOVES: list[dict[str, Any]] = [  # tried one after the other on what is best so far; a number multiplies, two alternate
     {"rate": 0.5}, {"rate": 2.0}, {"mask_rate": [0.15, 0.3]}, {"warmup": [0.1, 0.3]}, {"batch": 0.5},
     {"start": 3.0}, {"hidden": 1.5, "inner": 1.5, "heads": [2, 3]}, {"activation": ["gelu", "silu"]},
@@ -34,8 +34,8 @@ MOVES: list[dict[str, Any]] = [  # tried one after the other on what is best so 
 IDLE = {"start": ("started", "course"), "windows": ("bert", "started", "course")}  # knobs that do nothing there
 INSTEAD = {  # what such a peer tries in their place: as many trials for all
     "bert": ({"rate": 0.7}, {"rate": 1.2}),
-    "started": ({"optimizer": ["adamw", "muon"], "rate": 0.5}, {"rate": 0.7}),
-    "course": ({"optimizer": ["adamw", "muon"], "rate": 0.5}, {"rate": 0.7}),
+    "started": ({"optimizer": ["adamw", "muon"], "rate": 0.5}, {"batch": 0.5}),
+    "course": ({"optimizer": ["adamw", "muon"], "rate": 0.5}, {"batch": 0.5}),
 }
 
 

@@ -62,6 +62,7 @@ class Knobs:
     start: float = 0.02  # initializer_range
     windows: bool = False  # ModernBERT's own mix of full and sliding attention
     optimizer: str = "adamw"  # "muon" is part of this course's recipe
+    counted: bool = False  # so is a start at the neighbours
 
     @classmethod
     def of(cls, **given: Any) -> Knobs:
@@ -115,9 +116,11 @@ class Rows(Dataset):
 class Clock(TrainerCallback):
     """Counts training time, stops at the budget, and looks at the held-out loss while the clock stands still."""
 
-    def __init__(self, budget: float, looks: int, look: Callable[[], float], tokens: Callable[[int], int]) -> None:
+    def __init__(
+        self, budget: float, looks: int, look: Callable[[], float], tokens: Callable[[int], int], spent: float = 0.0
+    ) -> None:
         self.budget, self.looks, self.look, self.tokens = budget, looks, look, tokens
-        self.spent, self.since, self.points = 0.0, 0.0, []
+        self.spent, self.since, self.points = spent, 0.0, []
 
     @property
     def progress(self) -> float:
@@ -137,9 +140,12 @@ class Clock(TrainerCallback):
 
 def by_trainer(
     model: nn.Module, rows: Dataset, collator: Any, text: Text, arguments: dict[str, Any], knobs: Knobs | None,
-    seconds: float, looks: int, seed: int, tokens_a_row: float = LENGTH,
+    seconds: float, looks: int, seed: int, tokens_a_row: float = LENGTH, spent: float = 0.0,
 ) -> Curve:  # fmt: skip
-    """Train under ``Trainer`` until the clock says so; with ``knobs``, a schedule that ends with the clock."""
+    """Train under ``Trainer`` until the clock says so; with ``knobs``, a schedule that ends with the clock.
+
+    ``spent``: seconds that the model's start has used up already.
+    """
     with tempfile.TemporaryDirectory() as folder:
         options = {"output_dir": folder, "use_cpu": True, "report_to": "none", "save_strategy": "no",
                    "logging_strategy": "no", "disable_tqdm": True, "seed": seed, "num_train_epochs": 1000,
@@ -152,7 +158,7 @@ def by_trainer(
             twin.load_state_dict(model.state_dict())
             return evaluate(twin, text.held_out, batch_size=16).loss
 
-        clock = Clock(seconds, looks, look, lambda steps: int(steps * batch * tokens_a_row))
+        clock = Clock(seconds, looks, look, lambda steps: int(steps * batch * tokens_a_row), spent)
         optimizers: tuple = (None, None)
         if knobs:
             recipe = Recipe(learning_rate=knobs.rate, warmup=knobs.warmup, beta2=knobs.beta2, optimizer=knobs.optimizer)
@@ -199,10 +205,13 @@ def tuned(
     text: Text, knobs: Knobs, seconds: float, looks: int, seed: int, make: Callable[[], nn.Module]
 ) -> Curve:  # fmt: skip
     set_seed(seed)
-    model = make()
+    model, spent = make(), 0.0
+    if knobs.counted:
+        tape = Tape(text.train, text.tokenizer, LENGTH)
+        spent = pretraining.started(model, tape.tokens, course_recipe(text, knobs, seed))
     collator = DataCollatorForLanguageModeling(text.tokenizer, mlm_probability=knobs.mask_rate)
     arguments = {"per_device_train_batch_size": knobs.batch, "bf16": pretraining.has_bf16(), "max_grad_norm": 1.0}
-    return by_trainer(model, packed(text), collator, text, arguments, knobs, seconds, looks, seed)
+    return by_trainer(model, packed(text), collator, text, arguments, knobs, seconds, looks, seed, spent=spent)
 
 
 def bert(text: Text, knobs: Knobs, seconds: float, looks: int, seed: int) -> Curve:
@@ -252,7 +261,7 @@ def course_recipe(text: Text, knobs: Knobs, seed: int) -> Recipe:
         vocab_size=len(text.tokenizer), hidden_size=knobs.hidden, intermediate_size=knobs.inner, layers=knobs.layers,
         heads=knobs.heads, activation=knobs.activation, sequence_length=LENGTH, batch_size=knobs.batch,
         learning_rate=knobs.rate, warmup=knobs.warmup, beta2=knobs.beta2, mask_rate=knobs.mask_rate, seed=seed,
-        optimizer=knobs.optimizer,
+        optimizer=knobs.optimizer, start="neighbours" if knobs.counted else "width",
     )  # fmt: skip
 
 

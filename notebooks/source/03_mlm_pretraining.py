@@ -338,8 +338,8 @@ axis.set(xlabel="step", ylabel="held-out loss (nats)", title="Only the learning 
 axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 plots.show(
     figure,
-    alt="Held-out loss against step for five learning rates, a marker for each; the article's rate stays above the unigram line, "
-    "a rate of 6e-3 with warm-up and decay falls furthest.",
+    alt="Held-out loss against step for five learning rates, a marker for each; the article's rate stays above the "
+    "unigram line, a rate of 6e-3 with warm-up and decay falls furthest.",
 )
 
 # %% [markdown]

@@ -36,14 +36,17 @@ lesson = start("08_efficiency_ladder", profile)
 # %%
 import json
 import math
+import time
 from dataclasses import asdict, replace
 
 import matplotlib.pyplot as plt
 import torch
 
 from sslcourse import corpus, ladder, precision, scores
+from sslcourse.encoder import EncoderForMaskedLM
 from sslcourse.ladder import LADDER, Text, climb
 from sslcourse.pretraining import Recipe, Tape, learning_rate
+from sslcourse.start import look_at_neighbours, neighbour_counts, token_vectors
 from sslcourse.teaching import plots
 from sslcourse.teaching.checks import check
 from sslcourse.teaching.widgets import Choice, Slider, live_picture
@@ -388,6 +391,95 @@ live_picture(
 # title says how often). Where the lowest point lies depends on warm-up and schedule, so a comparison of schedules at
 # *one* rate is a comparison of that rate. And look how far neighbours lie apart before you believe a small difference:
 # two seeds of one setting differ, too.
+
+# %% [markdown]
+# ## One step more: start where counting ends
+#
+# What does a masked language model learn first? Which tokens are *frequent* (one row of numbers, the first few steps),
+# then which tokens have *the same neighbours*, and that a masked token's neighbours are worth a look. For the second
+# and the third no gradient is needed: both can be counted or written down, and put into the weights before step 1.
+#
+# **The table.** Count which tokens stand within four of each other. Keep what is more frequent than chance would have
+# it, $\max(0, \log \frac{p(a, b)}{p(a)\,p(b)})$, and factorise that table to as many columns as the model is wide.
+# So word vectors were made before networks made them; word2vec approximates the same table in many small steps.
+
+# %%
+tokens = Tape(text.train, text.tokenizer, 128).tokens
+began = time.perf_counter()
+vectors = token_vectors(neighbour_counts(tokens, len(text.tokenizer)), 128)
+print(f"{len(tokens):,} tokens counted and factorised in {time.perf_counter() - began:.1f} s; nearest to")
+alike = torch.nn.functional.normalize(vectors, dim=1)
+for word in ("north", "river", "million", "exports", "president"):
+    place = text.tokenizer.get_vocab().get(word)
+    if place is None:  # a small text has a small vocabulary
+        continue
+    nearest = (alike @ alike[place]).topk(6).indices.tolist()
+    print(f"{word:10s}: {', '.join(text.tokenizer.convert_ids_to_tokens([one for one in nearest if one != place]))}")
+
+# %% [markdown]
+# No step of training has been made. **The heads.** A rotary head (lesson 03) knows how far a token is away only through
+# the angle between a query and a key. Give all tokens one direction in common, take query and key from that, turn the
+# query by one position, and the head reads its neighbour, whatever stands there: its score at distance $d$ is a sum of
+# $\cos(\theta_i\,(d - 1))$ over the fastest angles $\theta_i$. Head 0 gets the left neighbour, head 1 the right one,
+# in the first two layers. What to make of what they read is left to training.
+
+# %%
+begins = EncoderForMaskedLM(replace(Recipe(), vocab_size=len(text.tokenizer)).config()).eval()
+look_at_neighbours(begins)
+with torch.no_grad():
+    first = begins.model(tokens[:128][None], output_attentions=True).attentions[0][0]
+print(f"{'reads at distance':18s}" + "".join(f"{distance:+6d}" for distance in range(-3, 4)))
+for head, weights in enumerate(first):
+    shares = [float(weights.diagonal(distance).mean()) for distance in range(-3, 4)]
+    print(f"layer 0, head {head:<4d}" + "".join(f"{share:6.2f}" for share in shares))
+
+# %% [markdown]
+# The model is still a stock ModernBERT; only its first weights are other ones. `Recipe(start="neighbours")` does both,
+# `"table"` and `"heads"` one each, and `"width"` is what this course started with up to here. Is it worth it?
+# `python -m benchmarks.starts` has let `pretrain` run from all four, with what the start costs on the clock.
+
+# %%
+starts = json.loads((lesson.root / "data" / "measured" / "starts.json").read_text(encoding="utf-8"))
+print(f"{starts['date']}, {starts['machine']}, torch {starts['torch']}: `{starts['command']}`\n")
+print(f"{'start':12s}{'nats at the end, each seed':>30s}   times as fast as by width (95 %)")
+of_start = {name: [one for one in starts["runs"] if one["start"] == name] for name in Recipe.STARTS}
+for name, runs in of_start.items():
+    logs = []
+    for one, plain in zip(runs, of_start["width"]):
+        logs.append(math.log(plain["points"][-1][0] / ladder.time_to(one["points"], plain["points"][-1][1])))
+    found = scores.interval(logs)
+    ends = " ".join(f"{one['points'][-1][1]:.2f}" for one in runs)
+    print(f"{name:12s}{ends:>30s}   "
+          + f"{math.exp(found.mean):.2f} ({math.exp(found.low):.2f} to {math.exp(found.high):.2f})")  # fmt: skip
+    lesson.record(f"start-{name}", sorted(one["points"][-1][1] for one in runs)[len(runs) // 2])
+    lesson.record(f"start-{name}-faster", math.exp(found.mean))
+lesson.record("start-seconds", starts["seconds"])
+
+# %%
+figure, axis = plt.subplots(figsize=(8, 4.4))
+for number, (name, runs) in enumerate(of_start.items()):
+    for one in runs:
+        axis.plot(*zip(*one["points"]), color=plots.COLOURS[number], linestyle=("-", "--", "-.", ":")[number],
+                  marker="osD^"[number], markersize=4, linewidth=1.3,
+                  label=name if one["seed"] == 0 else None)  # fmt: skip
+axis.set(xlabel="seconds of training", ylabel="held-out loss (nats)")
+axis.legend(title="start")
+by_end = sorted(of_start, key=lambda name: -of_start[name][0]["points"][-1][1])
+plots.show(
+    figure,
+    alt="Held-out loss against seconds of training for four starts, three seeds each, told apart by marker and stroke. "
+    f"From the highest end of the first seed to the lowest: {', '.join(by_end)}.",
+)
+
+# %% [markdown]
+# After {{start-seconds}} seconds (medians of the seeds) the start by width is at {{start-width}} nats, the counted
+# table at {{start-table}}, the heads at {{start-heads}}, both at {{start-neighbours}}. To where the start by width
+# ends, they come {{start-table-faster}}, {{start-heads-faster}} and {{start-neighbours-faster}} times as fast. The kind
+# of gain is *more learning a token*: no step is cheaper or faster.
+#
+# Look at the curves before you multiply that into everything: they lie apart by *seconds*. What is given here is what
+# training would have taught anyway, early on. On a budget of minutes that is a large part of everything, and the longer
+# the run, the smaller the share.
 
 # %% [markdown]
 # ## Where does packing stop paying?
@@ -782,6 +874,8 @@ lesson.claims()
 #   [ModernBERT](https://arxiv.org/abs/2412.13663): unpadding, sparse heads, masks.
 # - Izsak et al. 2021, [24hBERT](https://arxiv.org/abs/2104.07705): a schedule that ends with the clock.
 # - Wettig et al. 2022, [Should you mask 15 %?](https://arxiv.org/abs/2202.08005)
+# - Levy, Goldberg and Dagan 2015, [counts that equal word2vec](https://aclanthology.org/Q15-1016/); Trockman and
+#   Kolter 2023, [first weights that mimic trained ones](https://arxiv.org/abs/2305.09828).
 # - Izmailov et al. 2018, [weight averaging](https://arxiv.org/abs/1803.05407); Jordan et al. 2024,
 #   [Muon](https://kellerjordan.github.io/posts/muon/).
 # - Dehghani et al. 2021, [The efficiency misnomer](https://arxiv.org/abs/2110.12894): parameters, operations and time
