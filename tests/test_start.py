@@ -182,7 +182,7 @@ def test_a_resumed_run_does_not_begin_again(tmp_path, monkeypatch):
     def asked(*given):
         calls.append(1)
         if len(calls) == 13:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)  # a job in the background ignores SIGINT
         return step(*given)
 
     monkeypatch.setattr(pretraining, "train_step", asked)

@@ -402,6 +402,8 @@ if full:
     lesson.record("prune-gradual-80", mean_of["gradually, by size", 0.8])
     lesson.record("prune-size-95", mean_of["by size", 0.95])
     lesson.record("prune-movement-50", moves[0.5].mean)
+    lesson.record("prune-movement-50-low", moves[0.5].low)
+    lesson.record("prune-movement-50-high", moves[0.5].high)
     lesson.record("prune-movement-95", moves[0.95].mean)
     lesson.record("prune-movement-95-low", moves[0.95].low)
 
@@ -412,9 +414,9 @@ if full:
 # {{prune-gradual-80}}.
 #
 # At 95 % a single cut by size is lost ({{prune-size-95}}). There **movement** pays: {{prune-movement-95}} over gradual
-# pruning by size, at least {{prune-movement-95-low}} by its interval. At 50 % no difference is seen
-# ({{prune-movement-50}}): when only half must go, size knows enough. That is what the paper reports, too: movement is
-# for high sparsity.
+# pruning by size, at least {{prune-movement-95-low}} by its interval. At 50 % the interval holds zero
+# ({{prune-movement-50}}, from {{prune-movement-50-low}} to {{prune-movement-50-high}}): when only half must go, size
+# knows enough. That is what the paper reports, too: movement is for high sparsity.
 
 # %% [markdown]
 # ## A pattern that hardware can use: 2 of 4
