@@ -1,10 +1,12 @@
 """Where should weights start? By width, from a table of counts, with heads that look at neighbours, or both.
 
-    python -m benchmarks.starts                # 4 starts, 3 seeds, 30 s each; about nine minutes on two cores
+    python -m benchmarks.starts                # 4 starts, 4 seeds, 30 s each; about eleven minutes on two cores
     python -m benchmarks.starts --text FOLDER  # another corpus
 
-All by ``pretrain``, in turns, the order rotating, with Muon and batches of 16 rows, which suit so short a time. What a
-start costs is on the clock. Writes ``data/measured/starts.json``. Let nothing else run.
+All by ``pretrain``, with Muon and batches of 16 rows, which suit so short a time; in turns, the order rotating, so that
+with four seeds each start once has each place. What a start costs is on the clock. A look is [seconds, held-out loss,
+tokens read]: a start can save tokens and nothing else, and their number does not depend on how fast the machine
+happens to be. Writes ``data/measured/starts.json``. Let nothing else run.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.starts", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=30.0, help="training time of a run")
     parser.add_argument("--looks", type=int, default=15, help="held-out losses of a run")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--text", help="a folder of text files in place of the factbook")
     given = parser.parse_args(arguments)
     if not 0 < given.seconds < math.inf or given.looks < 1 or given.seeds < 1:
@@ -43,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         for start in Recipe.STARTS[first:] + Recipe.STARTS[:first]:
             run = pretrain(**data, recipe=replace(RECIPE, start=start, seed=seed), minutes=given.seconds / 60,
                            evaluations=given.looks, progress=False)  # fmt: skip
-            points = [[row["seconds"], row["loss"]] for row in run.history]
+            points = [[row["seconds"], row["loss"], row["tokens"]] for row in run.history]
             runs.append({"start": start, "seed": seed, "points": points, "steps": int(run.history[-1]["step"])})
             print(f"seed {seed} {start:11s} {points[-1][1]:.3f} nats after {runs[-1]['steps']} steps", flush=True)
     command = "python -m benchmarks.starts " + " ".join(sys.argv[1:] if arguments is None else arguments)

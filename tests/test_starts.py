@@ -15,7 +15,7 @@ def test_every_start_has_every_seed_and_nobody_always_begins(monkeypatch, tmp_pa
 
     def stand_in(recipe, minutes, evaluations, **_):
         asked.append((recipe.start, recipe.seed, minutes * 60, evaluations))
-        return SimpleNamespace(history=[{"seconds": 1.0, "loss": 3.0, "step": 7}])
+        return SimpleNamespace(history=[{"seconds": 1.0, "loss": 3.0, "step": 7, "tokens": 90}])
 
     monkeypatch.setattr(starts, "pretrain", stand_in)
     monkeypatch.setattr(benchmarks, "MEASURED", tmp_path)
@@ -24,7 +24,7 @@ def test_every_start_has_every_seed_and_nobody_always_begins(monkeypatch, tmp_pa
     assert asked[0][0] != asked[len(Recipe.STARTS)][0]
     stored = json.loads((tmp_path / "starts.json").read_text(encoding="utf-8"))
     assert len(stored["runs"]) == 8
-    assert stored["runs"][0] == {"start": "width", "seed": 0, "points": [[1.0, 3.0]], "steps": 7}
+    assert stored["runs"][0] == {"start": "width", "seed": 0, "points": [[1.0, 3.0, 90]], "steps": 7}
     assert stored["command"] == "python -m benchmarks.starts --seconds 3 --seeds 2 --looks 5"
 
 
