@@ -36,6 +36,7 @@ lesson = start("08_efficiency_ladder", profile)
 # %%
 import json
 import math
+import statistics
 import time
 from dataclasses import asdict, replace
 
@@ -441,41 +442,61 @@ for head, weights in enumerate(first):
 # %%
 starts = json.loads((lesson.root / "data" / "measured" / "starts.json").read_text(encoding="utf-8"))
 print(f"{starts['date']}, {starts['machine']}, torch {starts['torch']}: `{starts['command']}`\n")
-print(f"{'start':12s}{'nats at the end, each seed':>30s}   times as fast as by width (95 %)")
+
+
+def times(plain, other, unit):
+    """How many times less of a unit (0 seconds, 2 tokens) ``other`` needs to where ``plain`` ended, or the reverse."""
+    a, b = ([(point[unit], point[1]) for point in one["points"]] for one in (plain, other))
+    there = ladder.time_to(b, a[-1][1])
+    return a[-1][0] / there if math.isfinite(there) else ladder.time_to(a, b[-1][1]) / b[-1][0]
+
+
+# %%
 of_start = {name: [one for one in starts["runs"] if one["start"] == name] for name in Recipe.STARTS}
+print(f"{'start':12s}{'nats at the end, by seed':>26s}{'times fewer tokens (95 %)':>30s}{'times as fast':>24s}")
 for name, runs in of_start.items():
-    logs = []
-    for one, plain in zip(runs, of_start["width"]):
-        logs.append(math.log(plain["points"][-1][0] / ladder.time_to(one["points"], plain["points"][-1][1])))
-    found = scores.interval(logs)
-    ends = " ".join(f"{one['points'][-1][1]:.2f}" for one in runs)
-    print(f"{name:12s}{ends:>30s}   "
-          + f"{math.exp(found.mean):.2f} ({math.exp(found.low):.2f} to {math.exp(found.high):.2f})")  # fmt: skip
-    lesson.record(f"start-{name}", sorted(one["points"][-1][1] for one in runs)[len(runs) // 2])
-    lesson.record(f"start-{name}-faster", math.exp(found.mean))
+    lesson.record(f"start-{name}", statistics.median(one["points"][-1][1] for one in runs))
+    line = f"{name:12s}{' '.join(format(one['points'][-1][1], '.2f') for one in runs):>26s}"
+    for unit, label, width in ((2, "tokens", 30), (0, "faster", 24)) if name != "width" else ():
+        logs = [math.log(times(plain, one, unit)) for plain, one in zip(of_start["width"], runs)]
+        found = scores.interval(logs)
+        low, mean, high = (math.exp(end) for end in (found.low, found.mean, found.high))
+        line += format(f"{mean:.2f} ({low:.2f} to {high:.2f})", f">{width}s")
+        lesson.record(f"start-{name}-{label}", mean)
+        if label == "tokens":
+            lesson.record(f"start-{name}-tokens-low", low)
+    print(line)
 lesson.record("start-seconds", starts["seconds"])
 
 # %%
 figure, axis = plt.subplots(figsize=(8, 4.4))
 for number, (name, runs) in enumerate(of_start.items()):
     for one in runs:
-        axis.plot(*zip(*one["points"]), color=plots.COLOURS[number], linestyle=("-", "--", "-.", ":")[number],
+        seconds, losses, _ = zip(*one["points"])
+        axis.plot(seconds, losses, color=plots.COLOURS[number], linestyle=("-", "--", "-.", ":")[number],
                   marker="osD^"[number], markersize=4, linewidth=1.3,
                   label=name if one["seed"] == 0 else None)  # fmt: skip
 axis.set(xlabel="seconds of training", ylabel="held-out loss (nats)")
 axis.legend(title="start")
-by_end = sorted(of_start, key=lambda name: -of_start[name][0]["points"][-1][1])
+by_end = sorted(of_start, key=lambda name: -statistics.median(one["points"][-1][1] for one in of_start[name]))
 plots.show(
     figure,
-    alt="Held-out loss against seconds of training for four starts, three seeds each, told apart by marker and stroke. "
-    f"From the highest end of the first seed to the lowest: {', '.join(by_end)}.",
+    alt="Held-out loss against seconds of training for four starts, told apart by marker and stroke, "
+    f"{starts['seeds']} seeds each. From the highest end to the lowest, by the median: {', '.join(by_end)}.",
 )
 
 # %% [markdown]
-# After {{start-seconds}} seconds (medians of the seeds) the start by width is at {{start-width}} nats, the counted
-# table at {{start-table}}, the heads at {{start-heads}}, both at {{start-neighbours}}. To where the start by width
-# ends, they come {{start-table-faster}}, {{start-heads-faster}} and {{start-neighbours-faster}} times as fast. The kind
-# of gain is *more learning a token*: no step is cheaper or faster.
+# After {{start-seconds}} seconds, medians of the seeds; the ratios ask when a start was where the start by width ended:
+#
+# | start | nats | times fewer tokens | by its interval at least | times as fast by the clock |
+# |---|---|---|---|---|
+# | by width | {{start-width}} | | | |
+# | the table | {{start-table}} | {{start-table-tokens}} | {{start-table-tokens-low}} | {{start-table-faster}} |
+# | the heads | {{start-heads}} | {{start-heads-tokens}} | {{start-heads-tokens-low}} | {{start-heads-faster}} |
+# | both | {{start-neighbours}} | {{start-neighbours-tokens}} | {{start-neighbours-tokens-low}} | {{start-neighbours-faster}} |
+#
+# No step is cheaper or faster, so the gain is *more learning a token*, and tokens say it best: the clock adds whatever
+# else the machine did. Where "at least" is below 1, these few seeds have not seen a gain.
 #
 # Look at the curves before you multiply that into everything: they lie apart by *seconds*. What is given here is what
 # training would have taught anyway, early on. On a budget of minutes that is a large part of everything, and the longer
