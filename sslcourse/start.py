@@ -7,7 +7,7 @@ the same neighbours, and that neighbours are worth a look. Both can be written i
 * ``look_at_neighbours``: heads of the first layers that read the token on their left and the one on their right.
 
 The model stays what it was, a stock ModernBERT: nothing but the values of its weights is different, and training may
-undo them. What this module does not do: several processes; corpora that have to be read whole to be known.
+undo them. What this module does not do: several processes (``cluster`` refuses it).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 REACH = 4  # tokens to either side that count as neighbours
 POWER = 0.75  # a neighbour twice as frequent counts as 1.7 times as probable (Levy et al. 2015, section 3.1)
 CONTEXTS = 4096  # the commonest tokens; a rarer one is counted as a token and not as a neighbour
-MOST = 2**24  # tokens that are counted; more would hardly change the table, and the clock runs
+MOST = 2**24  # tokens that are counted: of a larger text the first, since the clock runs
 AT_ONCE = 2**22  # tokens in memory at a time
 SPREAD = 0.02  # root mean square of the table, as the library starts it
 
@@ -134,7 +134,7 @@ def look_at_neighbours(model: PreTrainedModel) -> None:
             turn = theta * (head // 2 + 1) * (1 if head % 2 else -1)
             for part, phase in ((query, turn), (key, torch.zeros_like(turn))):
                 wave = torch.cat([fast * phase.cos(), fast * phase.sin()]) * reads
-                part[head] += torch.outer(wave, common).to(weight)
+                part[head] += torch.outer(wave.to(common), common)
 
 
 @torch.no_grad()

@@ -114,6 +114,13 @@ def test_heads_prefer_their_neighbour_by_the_contrast_wherever_it_stands(heads):
     assert not any(bool(one.any()) for one in model.model.layers[-1].attn.Wqkv.weight)
 
 
+def test_a_model_on_another_device_is_started_there():
+    """No GPU is needed to see that nothing is mixed: on "meta" there are shapes and devices alone."""
+    model = EncoderForMaskedLM(CONFIG).to("meta")
+    start.look_at_neighbours(model)
+    assert {weight.device.type for weight in model.parameters()} == {"meta"}
+
+
 def test_what_tokens_share_changes_no_score():
     torch.manual_seed(0)
     table = torch.nn.Parameter(torch.randn(50, 64) * 0.02)
