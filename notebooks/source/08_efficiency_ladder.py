@@ -401,8 +401,9 @@ live_picture(
 # and the third no gradient is needed: both can be counted or written down, and put into the weights before step 1.
 #
 # **The table.** Count which tokens stand within four of each other. Keep what is more frequent than chance would have
-# it, $\max(0, \log \frac{p(a, b)}{p(a)\,p(b)})$, and factorise that table to as many columns as the model is wide.
-# So word vectors were made before networks made them; word2vec approximates the same table in many small steps.
+# it, $\max(0, \log \frac{p(a, b)}{p(a)\,p(b)})$, the positive part of their *pointwise mutual information*, and
+# factorise that table to as many columns as the model is wide. So word vectors were made before networks made them;
+# word2vec approximates the same table in many small steps.
 
 # %%
 tokens = Tape(text.train, text.tokenizer, 128).tokens
