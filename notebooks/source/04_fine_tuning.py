@@ -535,7 +535,8 @@ live_picture(
     "darker, the surer the contender is that the word belongs to a name: the pretrained encoder, its untrained twin, "
     "and a memory of the words in the labelled sentences, which marks none that it has not seen. Right, token F1 "
     "against the number of labelled sentences, with a dotted line at the chosen number.",
-    sentence=Text("sentence", "Ambassador Maria Lopez heads the mission; her deputy is Peter Novak, a former judge.",
+    sentence=Text("sentence",  # as the factbook writes, which is all that the encoder has read
+                  "Ambassador Maria Lopez (since 3 March 2021) replaced Peter Novak, who was elected president.",
                   strange=("", "张伟 和 $x$ met Ó Súilleabháin _ \t\u0000", "word " * 300, "a" * 500, "naïve-" * 60)),
     count=Slider("labelled sentences", COUNTS, start=COUNTS[1]),
 )  # fmt: skip
