@@ -239,12 +239,30 @@ def test_the_command_passes_it_on(tmp_path):
     assert json.loads((tmp_path / "out" / "recipe.json").read_text())["start"] == "heads"
 
 
-def test_the_ladder_climbs_from_there():
+def test_a_start_depends_on_its_seed_alone():
+    drawn = EncoderForMaskedLM(CONFIG).state_dict()
+    found = []
+    for seed, elsewhere in ((0, 1), (0, 2), (3, 2)):
+        model = EncoderForMaskedLM(CONFIG)
+        model.load_state_dict(drawn)
+        torch.manual_seed(elsewhere)
+        pretraining.started(model, some_tokens(), replace(BEGINS, seed=seed))
+        assert torch.initial_seed() == elsewhere
+        found.append(model.get_input_embeddings().weight)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
+
+
+def test_the_ladder_climbs_from_there(monkeypatch):
     lines = [f"the river {name} is {100 + at} km long" for at in range(60) for name in ("alba", "borma", "cella")]
     text = ladder.Text.of(lines[:160], lines[160:], vocab_size=300, length=32)
     size = {"hidden_size": 32, "intermediate_size": 32, "layers": 2, "sequence_length": 32, "batch_size": 8}
-    track = ladder.climb(Rung(**size, start="neighbours"), text, seconds=1.0, looks=2)
-    assert track.steps > 0
+    begins = Rung(**size, start="neighbours")
+    assert ladder.climb(begins, text, seconds=1.0, looks=2).steps > 0
+    monkeypatch.setattr(ladder, "started", lambda *_: 99.9)
+    whole = ladder.climb(begins, text, seconds=100.0, looks=1)  # a tenth of a second is left to train
+    assert whole.points[-1][0] >= 100
+    assert whole.steps < 100
     with pytest.raises(ValueError, match=r"start='heads' needs body='prenorm'"):
         Rung(body="bert", start="heads")
 
