@@ -1,7 +1,7 @@
 """Weights that begin where counting ends.
 
-A network that starts at random spends its first minute on finding out what a table of counts knows: which tokens have
-the same neighbours, and that neighbours are worth a look. Both can be written into the weights before the first step:
+A network that starts at random has to find out by steps what a table of counts knows: which tokens have the same
+neighbours, and that neighbours are worth a look. Both can be written into the weights before the first step:
 
 * ``token_vectors``: rows of the embedding from the counts of neighbours, as word vectors were once made;
 * ``look_at_neighbours``: heads of the first layers that read the token on their left and the one on their right.

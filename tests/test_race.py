@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -116,6 +116,18 @@ def test_started_is_the_stock_model_with_this_courses_weights(text):
     assert {name: one.shape for name, one in stock.state_dict().items()} == {
         name: one.shape for name, one in ours.state_dict().items()
     }
+
+
+def test_what_the_start_of_started_costs_is_on_its_clock(text, monkeypatch):
+    asked = []
+    monkeypatch.setattr(peers.pretraining, "started", lambda model, tokens, recipe: asked.append(recipe.start) or 99.9)
+    small = Knobs(hidden=32, inner=64, layers=1, heads=1, batch=2)
+    counted = peers.PEERS["started"](text, replace(small, counted=True), 100.0, 1, 0)
+    assert asked == ["neighbours"]
+    assert counted.points[-1][0] >= 100
+    assert counted.steps < 100  # a tenth of a second was left
+    peers.PEERS["started"](text, small, 0.1, 1, 0)
+    assert len(asked) == 1  # who does not ask for it does not pay for it
 
 
 def test_useful_operations_are_those_of_lesson_05(text):

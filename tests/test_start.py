@@ -1,5 +1,6 @@
 """A start where counting ends: the counts, the vectors, the heads, and the runs that begin so."""
 
+import argparse
 import json
 import random
 import signal
@@ -12,7 +13,7 @@ import torch
 from test_pretraining import HELD_OUT, RECIPE, TEXTS
 from transformers import AutoModelForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
-from sslcourse import cluster, ladder, pretraining, start
+from sslcourse import cluster, ladder, pretrain_cli, pretraining, start
 from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
 from sslcourse.ladder import Rung
 from sslcourse.pretraining import pretrain
@@ -226,6 +227,14 @@ def test_it_learns_sooner_where_neighbours_tell():
             pretrain(texts[:350], texts[350:], replace(recipe, seed=seed, start=start), steps=80, evaluations=1,
                      progress=False).loss for start in ("neighbours", "width"))  # fmt: skip
         assert at_neighbours < by_width - 0.7, seed
+
+
+def test_the_command_offers_every_start():
+    """It does not read them off the recipe, since that would import torch before a wrong path is named."""
+    parser = argparse.ArgumentParser()
+    pretrain_cli.add_arguments(parser)
+    for start_name in Recipe.STARTS:
+        assert parser.parse_args(["--text", "a", "--out", "b", "--start", start_name]).start == start_name
 
 
 def test_the_command_passes_it_on(tmp_path):

@@ -419,11 +419,11 @@ for word in ("north", "river", "million", "exports", "president"):
     print(f"{word:10s}: {', '.join(text.tokenizer.convert_ids_to_tokens([one for one in nearest if one != place]))}")
 
 # %% [markdown]
-# No step of training has been made. **The heads.** A rotary head (lesson 03) knows how far a token is away only through
+# No step of training has been made. **The heads.** A rotary head (lesson 02) knows how far a token is away only through
 # the angle between a query and a key. Give all tokens one direction in common, take query and key from that, turn the
-# query by one position, and the head reads its neighbour, whatever stands there: its score at distance $d$ is a sum of
-# $\cos(\theta_i\,(d - 1))$ over the fastest angles $\theta_i$. Head 0 gets the left neighbour, head 1 the right one,
-# in the first two layers. What to make of what they read is left to training.
+# query by one position, and the head reads its neighbour, whatever stands there: for the right one, its score at
+# distance $d$ is a sum of $\cos(\theta_i\,(d - 1))$ over the fastest angles $\theta_i$. Head 0 gets the left
+# neighbour, head 1 the right one, in the first two layers. What to make of what they read is left to training.
 
 # %%
 begins = EncoderForMaskedLM(replace(Recipe(), vocab_size=len(text.tokenizer)).config()).eval()
@@ -445,11 +445,9 @@ starts = json.loads((lesson.root / "data" / "measured" / "starts.json").read_tex
 print(f"{starts['date']}, {starts['machine']}, torch {starts['torch']}: `{starts['command']}`\n")
 
 
-def times(plain, other, unit):
-    """How many times less of a unit (0 seconds, 2 tokens) ``other`` needs to where ``plain`` ended, or the reverse."""
-    a, b = ([(point[unit], point[1]) for point in one["points"]] for one in (plain, other))
-    there = ladder.time_to(b, a[-1][1])
-    return a[-1][0] / there if math.isfinite(there) else ladder.time_to(a, b[-1][1]) / b[-1][0]
+def against(unit):
+    """A run as a track along seconds (0) or tokens (2), so that ``ladder.speedup`` compares either."""
+    return lambda run: ladder.Track(points=[(point[unit], point[1]) for point in run["points"]])
 
 
 # %%
@@ -460,8 +458,8 @@ for name, runs in of_start.items():
     lesson.record(claim, statistics.median(one["points"][-1][1] for one in runs))
     line = f"{name:12s}{' '.join(format(one['points'][-1][1], '.2f') for one in runs):>26s}"
     for unit, label, width in ((2, "tokens", 30), (0, "faster", 24)) if name != "width" else ():
-        logs = [math.log(times(plain, one, unit)) for plain, one in zip(of_start["width"], runs)]
-        found = scores.interval(logs)
+        before, after = (map(against(unit), each) for each in (of_start["width"], runs))
+        found = scores.interval([math.log(ladder.speedup(a, b)) for a, b in zip(before, after)])
         low, mean, high = (math.exp(end) for end in (found.low, found.mean, found.high))
         line += format(f"{mean:.2f} ({low:.2f} to {high:.2f})", f">{width}s")
         lesson.record(f"{claim}-{label}", mean)
@@ -501,8 +499,8 @@ plots.show(
 # else the machine did. Where "at least" is below 1, these few seeds have not seen a gain.
 #
 # Look at the curves before you multiply that into everything: they lie apart by *seconds*. What is given here is what
-# training would have taught anyway, early on. On a budget of minutes that is a large part of everything, and the longer
-# the run, the smaller the share.
+# training would have taught anyway, early on. So expect a smaller ratio of a longer run; these runs cannot say how much
+# smaller.
 
 # %% [markdown]
 # ## Where does packing stop paying?
