@@ -114,6 +114,7 @@ LADDER = (
     Change("SiLU in the gates", {"activation": "silu"}, "learning"),
     Change("more masks", {"mask_rate": 0.3}, "learning"),
     Change("larger batches", {"batch_size": 32}, "faster"),
+    Change("a start where counting ends", {"start": "neighbours"}, "learning"),
 )
 
 

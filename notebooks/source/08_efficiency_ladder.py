@@ -102,6 +102,7 @@ for change in LADDER:
 #   Adam's memory and activation follow.
 # - **More masks**: each step gives more answers for nearly the same work.
 # - **Larger batches**: longer products use the machine better, until learning a token suffers.
+# - **A start where counting ends**: what a table of counts knows need not be learnt by steps (further down).
 
 # %% [markdown]
 # ## Predict first
