@@ -2,15 +2,15 @@
 
     python -m benchmarks.accelerator pack                   # the factbook's tokens into build/bench/tokens.safetensors,
                                                             # on a machine that has the corpus installed
-    python -m benchmarks.accelerator run --size 30m         # on the GPU, from that file: some six minutes, by estimate
+    python -m benchmarks.accelerator run --size 30m         # on the GPU, from that file: five minutes
     python -m benchmarks.accelerator run --size 110m
     python -m benchmarks.accelerator run --size tiny --device cpu --seconds 2 --trial-seconds 1    # does it run at all?
 
 A GPU node needs torch, transformers, numpy, safetensors and psutil, this repository, and the file of tokens. On a
 machine that is lent to a session of this project (600 s a command, 900 s in all): carry
 ``build/bench/tokens.safetensors`` and run, one after the other on the warm machine, ``python3 -m benchmarks.accelerator
-run --size 30m; cp data/measured/accelerator_* $OUT``, then ``110m``. The file is written anew after each contestant, so
-a run that is cut off leaves what it had. It has not run on a GPU yet.
+run --size 30m; cp data/measured/accelerator_* $OUT``, then ``110m``; on an H200 they took 278 s and 229 s. The file is
+written anew after each contestant, so a run that is cut off leaves what it had.
 
     bert         BertForMaskedLM, no dropout, logits everywhere
     modernbert   ModernBertForMaskedLM, full attention, ``sparse_prediction``
@@ -18,11 +18,14 @@ a run that is cut off leaves what it had. It has not run on a GPU yet.
     course       the same, documents in a row kept apart by FlexAttention
 
 All have as many weights, bf16 by autocast, rows of 512 tokens packed without padding, the same number of masks, drawn
-on the device by one function, layers, head and loss compiled, a fused optimiser, four learning rates to choose from.
-The peers therefore have a better input pipeline here than with ``Trainer``; what differs is the model's code, where its
-weights start, and the optimiser. The clock stands still while a loss is looked at, and starts behind the compiler. The
-corpus is small for a GPU, about a million tokens: all read it many times, so a loss is the lowest that was seen.
-Writes ``data/measured/accelerator_<size>.json`` with device, versions, date and command. Let nothing else run.
+on the device by one function, layers, head and loss compiled, a fused optimiser, four learning rates and two sizes of
+batch to choose from. The peers therefore have a better input pipeline here than with ``Trainer``. What differs is the
+model's code; that this course's passes are recorded as a CUDA graph (ModernBERT's cannot be, its sparse head has other
+shapes at each step; BERT's are not); the optimiser, Muon; and where weights start, ``start="neighbours"``, whose
+seconds count. The clock stands still while a loss is looked at, and starts behind the compiler. Before anything is
+timed, recorded gradients are held against plain ones. The corpus is small for a GPU, about a million tokens: all read
+it many times, so a loss is the lowest that was seen. Writes ``data/measured/accelerator_<size>.json`` with device,
+versions, date and command. Let nothing else run.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +50,7 @@ from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBe
 
 from benchmarks import busy_cores, store, texts
 from benchmarks.pretraining import report
-from sslcourse import accelerated, precision
+from sslcourse import accelerated, precision, start
 from sslcourse import tokenizer as wordpiece
 from sslcourse.accelerated import DeviceTape
 from sslcourse.encoder import EncoderForMaskedLM
@@ -59,7 +63,9 @@ TOKENS = Path("build/bench/tokens.safetensors")
 MASK_RATE, HELD_OUT_RATE = 0.3, 0.15
 HELD_OUT_BATCHES = 4
 ROUNDS, ROUND_STEPS = 7, 10
-RATES = {"adamw": (2.5e-4, 5e-4, 1e-3, 2e-3), "muon": (5e-4, 1e-3, 2e-3, 4e-3)}  # Muon bears up to twice the rate
+RATES = {"adamw": (1.25e-4, 2.5e-4, 5e-4, 1e-3), "muon": (1e-3, 2e-3, 4e-3, 8e-3)}  # Muon bears eight times the rate
+RECORDING_ERROR = 1e-3  # bf16 has 8 bits: half a bit of each product is 2e-3, of sums over thousands much less
+PARTS = (1, 4)  # of a full batch, that are tried with each rate: small ones learn more from a token, and cost more
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ class Size:
 
 
 SIZES = {
-    "30m": Size(384, 1024, 16, 6),
+    "30m": Size(768, 2048, 4, 12),  # wide: at half the width most of the time goes into moving numbers
+    "30m-deep": Size(384, 1024, 16, 6),
     "110m": Size(768, 2048, 15, 12),
     "tiny": Size(32, 64, 2, 2, length=32, rows=4),
 }
@@ -136,20 +143,66 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of (inputs, documen
 
 @dataclass
 class Contestant:
-    """A model, how its loss is computed, and what a token of it costs."""
+    """A model, how its loss is computed, what a token of it costs, and how its weights begin."""
 
     model: nn.Module
     loss: Loss
     optimizer: str
     flops_per_token: float
+    pool: Any = None  # memory of CUDA graphs, if the passes are to be recorded
+    begin: Callable[[], None] | None = None  # on the clock
 
     def __post_init__(self) -> None:
         self.first = copy.deepcopy(self.model.state_dict())
+        self.recorded: dict[int, Callable[..., Tensor]] = {}
 
     def start_again(self, rate: float) -> torch.optim.Optimizer:
         """The first weights, and a fresh optimiser."""
         self.model.load_state_dict(self.first)
         return make_optimizer(self.model, Recipe(optimizer=self.optimizer, learning_rate=rate))
+
+    def in_bf16(self, *batch: Tensor) -> Tensor:
+        """The loss."""
+        with torch.autocast(batch[0].device.type, dtype=torch.bfloat16):
+            return self.loss(*batch)
+
+    def passes(self, *batch: Tensor) -> Tensor:
+        """The loss; leaves gradients, clipped to length 1."""
+        loss = self.in_bf16(*batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        return loss.detach()
+
+    def step(self, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, ...]) -> None:
+        """One update of the weights."""
+        if self.pool is None:
+            self.model.zero_grad(set_to_none=True)
+            self.passes(*batch)
+        else:
+            self.replay(batch)
+        optimizer.step()
+
+    def replay(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """What ``passes`` does, from its recording with so many rows."""
+        rows = len(batch[0])
+        if rows not in self.recorded:
+            self.recorded[rows] = accelerated.captured(self.passes, list(self.model.parameters()), batch, self.pool)
+        return self.recorded[rows](*batch)
+
+    def recording_error(self, batch: tuple[Tensor, ...]) -> float:
+        """How far the recorded loss and gradients are from those of ``passes``, as a part of these.
+
+        Raises:
+            RuntimeError: if that is more than sums in another order explain.
+        """
+        self.model.zero_grad(set_to_none=True)
+        plain = [self.passes(*batch), *(weight.grad for weight in self.model.parameters())]
+        recorded = [self.replay(batch), *(weight.grad for weight in self.model.parameters())]
+        away = torch.stack([(a - b).norm() for a, b in zip(plain, recorded, strict=True)]).norm()
+        error = float(away / torch.stack([one.norm() for one in plain]).norm())
+        if not error < RECORDING_ERROR:
+            raise RuntimeError(f"recorded passes differ from plain ones by {error:.1e}; they are not to be timed")
+        return error
 
 
 def contestants(size: Size, text: Text, device: torch.device, compiled: bool) -> dict[str, Contestant]:
@@ -169,11 +222,23 @@ def contestants(size: Size, text: Text, device: torch.device, compiled: bool) ->
         useful = useful_flops(size, text, "bert" if name == "bert" else "prenorm", size.length)
         found[name] = Contestant(model.to(device), by_labels(model), "adamw", useful)
     ours = EncoderForMaskedLM(recipe(size, text).config()).to(device)
+    pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    counted = partial(start_where_counting_ends, ours, text)
     for name, apart in (("course rows", False), ("course", True)):
         keys = keys_read(text.train) if apart else size.length
         useful = useful_flops(size, text, "prenorm", keys, narrow=True)
-        found[name] = Contestant(ours, by_places(ours, apart, compiled), "muon", useful)
+        loss = by_places(ours, apart, compiled)
+        found[name] = Contestant(ours, loss, "muon", useful, pool, counted)
     return found
+
+
+def start_where_counting_ends(model: EncoderForMaskedLM, text: Text) -> None:
+    """``Recipe(start="neighbours")``, counted on the host and factorised on the device."""
+    table = model.get_input_embeddings().weight
+    counts = start.neighbour_counts(text.train.tokens.cpu(), text.vocab_size).to(table.device)
+    with torch.device(table.device), torch.no_grad():
+        table.copy_(start.token_vectors(counts, table.shape[1]))
+    start.look_at_neighbours(model)
 
 
 def by_labels(model: nn.Module) -> Loss:
@@ -258,24 +323,12 @@ class Bench:
         return accelerated.draw_masks(ids, count=round(rate * self.size.length), vocab_size=self.text.vocab_size,
                                       mask_token_id=self.text.mask_token_id, generator=generator)  # fmt: skip
 
-    def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def batches(self, seed: int, rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """(inputs, documents, where, targets) without end."""
         generator = torch.Generator(self.device).manual_seed(seed)
-        for ids, documents in self.text.train.batches(self.size.rows, generator):
+        for ids, documents in self.text.train.batches(rows, generator):
             inputs, where, targets = self.masked(ids, MASK_RATE, generator)
             yield inputs, documents, where, targets
-
-    def loss(self, one: Contestant, batch: tuple[Tensor, ...]) -> Tensor:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            return one.loss(*batch)
-
-    def step(self, one: Contestant, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, ...]) -> Tensor:
-        loss = self.loss(one, batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(one.model.parameters(), 1.0)
-        optimizer.step()
-        return loss.detach()
 
     def look(self, one: Contestant) -> float:
         """The held-out loss; inf where it is no number.
@@ -285,7 +338,7 @@ class Bench:
         sums, counts = [], []
         for documents, (inputs, where, targets) in self.held_out:
             count = (targets != IGNORE).sum()
-            sums.append(self.loss(one, (inputs, documents, where, targets)).detach() * count)
+            sums.append(one.in_bf16(inputs, documents, where, targets).detach() * count)
             counts.append(count)
         loss = float(torch.stack(sums).sum() / torch.stack(counts).sum())
         return loss if math.isfinite(loss) else math.inf
@@ -302,45 +355,66 @@ class Bench:
         """The most that was allocated since, in MiB, with the weights of all contestants; None on a CPU."""
         return torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else None
 
-    def train(self, one: Contestant, rate: float, seconds: float, looks: int, seed: int) -> list[tuple]:
+    def train(self, one: Contestant, rate: float, rows: int, seconds: float, looks: int, seed: int) -> list[tuple]:
         """[seconds, held-out loss, tokens] at each look; warm-up, then a decay that ends with the time."""
         optimizer = one.start_again(rate)
         shape = Recipe(learning_rate=rate, warmup=0.1)
-        batches = self.batches(seed)
+        batches = self.batches(seed, rows)
         points: list[tuple] = []
-        spent, steps = 0.0, 0
-        while spent < seconds:
+        spent, steps = self.began(one, seed), 0
+        while not points or spent < seconds:  # one look at least, should the start have taken all the time
             self.wait()
             began = time.perf_counter()
             for _ in range(ROUND_STEPS):  # the clock is asked so rarely because asking it waits for the device
                 done = spent + time.perf_counter() - began
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(shape, min(done / seconds, 1.0))
-                self.step(one, optimizer, next(batches))
+                one.step(optimizer, next(batches))
             self.wait()
             spent, steps = spent + time.perf_counter() - began, steps + ROUND_STEPS
             if spent >= seconds * (len(points) + 1) / looks or spent >= seconds:
-                points.append((spent, self.look(one), steps * self.size.rows * self.size.length))
+                points.append((spent, self.look(one), steps * rows * self.size.length))
         return points
 
+    def began(self, one: Contestant, seed: int) -> float:
+        """Let its weights begin as it wants; the seconds that took."""
+        if one.begin is None:
+            return 0.0
+        torch.manual_seed(seed)
+        self.wait()
+        began = time.perf_counter()
+        one.begin()
+        self.wait()
+        return time.perf_counter() - began
+
+    def warm(self, one: Contestant, rows: int) -> None:
+        """What is compiled, recorded or chosen at a first time is so before the clock starts."""
+        self.began(one, seed=0)
+        optimizer, batches = one.start_again(1e-4), self.batches(0, rows)
+        for _ in range(2):
+            one.step(optimizer, next(batches))
+        if one.pool is not None:
+            print(f"recorded passes differ by {one.recording_error(next(batches)):.0e} with {rows} rows", flush=True)
+        self.look(one)
+
     def speeds(self, all_of_them: dict[str, Contestant]) -> dict[str, list[float]]:
-        """Tokens a second in each of several rounds, in turns; the first round pays for the compiler and is dropped."""
+        """Tokens a second with full batches in each of several rounds, in turns."""
+        for one in all_of_them.values():
+            self.warm(one, self.size.rows)
         optimizers = {name: one.start_again(1e-4) for name, one in all_of_them.items()}
         found: dict[str, list[float]] = {name: [] for name in all_of_them}
-        batches = self.batches(seed=1)
-        for _ in range(ROUNDS + 1):
+        batches = self.batches(1, self.size.rows)
+        for _ in range(ROUNDS):
             for name, one in all_of_them.items():
                 some = [next(batches) for _ in range(ROUND_STEPS)]
                 self.wait()
                 began = time.perf_counter()
                 for batch in some:
-                    self.step(one, optimizers[name], batch)
+                    one.step(optimizers[name], batch)
                 self.wait()
                 tokens = ROUND_STEPS * self.size.rows * self.size.length
                 found[name].append(tokens / (time.perf_counter() - began))
-                if len(found[name]) == 1:
-                    self.look(one)
-        return {name: speeds[1:] for name, speeds in found.items()}
+        return found
 
 
 def lowest(curve: Sequence[tuple]) -> float:
@@ -350,7 +424,7 @@ def lowest(curve: Sequence[tuple]) -> float:
 def measured(
     size: Size, text: Text, device: torch.device, given: argparse.Namespace, keep: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Speeds in turns, then for each contestant the best of its rates, then a run with it for each seed.
+    """Speeds in turns, then for each contestant the best of its settings, then a run with it for each seed.
 
     ``keep`` is given what there is after each contestant.
     """
@@ -374,14 +448,22 @@ def measured(
         for other in everyone.values():
             other.model.zero_grad(set_to_none=True)
         bench.forget_memory()
-        ends = [lowest(bench.train(one, rate, given.trial_seconds, 2, seed=100)) for rate in rates]
-        best = rates[min(range(len(rates)), key=lambda at: ends[at])]
-        curves = [bench.train(one, best, given.seconds, given.looks, seed) for seed in range(given.seeds)]
-        rows[name] |= {"rates": dict(zip(map(str, rates), ends, strict=True)), "rate": best, "curves": curves,
-                       "rate_at_edge": best in (rates[0], rates[-1]), "optimizer": one.optimizer,
+        trials = []
+        for batch in [size.rows // part for part in PARTS]:
+            bench.warm(one, batch)
+            for rate in rates:
+                end = lowest(bench.train(one, rate, batch, given.trial_seconds, 2, seed=100))
+                trials.append({"rate": rate, "batch": batch, "loss": end})
+        best = min(trials, key=lambda trial: trial["loss"])
+        rate, batch = best["rate"], best["batch"]
+        curves = [bench.train(one, rate, batch, given.seconds, given.looks, seed) for seed in range(given.seeds)]
+        rows[name] |= {"trials": trials, "rate": rate, "batch": batch, "curves": curves,
+                       "rate_at_edge": rate in (rates[0], rates[-1]), "optimizer": one.optimizer,
+                       "started_in_seconds": bench.began(one, seed=0),
                        "epochs": curves[0][-1][2] / tokens, "memory_mb": bench.memory()}  # fmt: skip
-        print(f"{name:12s} rates {rates}: {[round(end, 3) for end in ends]}; {best}: "
-              f"{[round(lowest(curve), 3) for curve in curves]} nats in {given.seconds:.0f} s", flush=True)  # fmt: skip
+        print(f"{name:12s} {[(trial['batch'], trial['rate'], round(trial['loss'], 3)) for trial in trials]}; "
+              f"{batch} rows, {rate}: {[round(lowest(curve), 3) for curve in curves]} nats in {given.seconds:.0f} s",
+              flush=True)  # fmt: skip
         keep({"peak_flops": peak, "contestants": rows})
     return {"peak_flops": peak, "contestants": rows, "ratios": ratios(rows)}
 
@@ -412,10 +494,10 @@ def main(arguments: list[str] | None = None) -> int:
         one.add_argument("--tokens", type=Path, default=TOKENS, help="the file that pack writes and run reads")
     running.add_argument("--size", choices=list(SIZES), default="30m")
     running.add_argument("--device", default="cuda")
-    running.add_argument("--seconds", type=float, default=12.0, help="of training, for each seed")
-    running.add_argument("--trial-seconds", type=float, default=4.0, help="of training, for each learning rate")
+    running.add_argument("--seconds", type=float, default=10.0, help="of training, for each seed")
+    running.add_argument("--trial-seconds", type=float, default=2.0, help="of training, for each rate and batch")
     running.add_argument("--seeds", type=int, default=2)
-    running.add_argument("--looks", type=int, default=30, help="held-out losses a run")
+    running.add_argument("--looks", type=int, default=20, help="held-out losses a run")
     running.add_argument("--no-compile", dest="compile", action="store_false")
     given = parser.parse_args(arguments)
     command = "python -m benchmarks.accelerator " + " ".join(sys.argv[1:] if arguments is None else arguments)

@@ -37,8 +37,12 @@ def test_all_contestants_learn_and_are_compared(tokens, tmp_path, monkeypatch, c
         assert seconds[-1] >= 0.6, name
         assert losses[-1] < knowing_nothing, name
         assert list(read) == sorted(read)
-        assert len(row["rates"]) == 4
-        assert str(row["rate"]) in row["rates"]
+        assert {(one["batch"], one["rate"]) for one in row["trials"]} == {
+            (batch, rate) for batch in (4, 1) for rate in accelerator.RATES[row["optimizer"]]
+        }
+        best = min(row["trials"], key=lambda one: one["loss"])
+        assert (row["batch"], row["rate"]) == (best["batch"], best["rate"])
+        assert (row["started_in_seconds"] > 0) == name.startswith("course")
         assert row["mfu"][0] <= row["mfu"][1] <= row["mfu"][2]
     best = found["ratios"]["best_peer"]
     end = min(point[1] for point in found["contestants"][best]["curves"][0])
@@ -51,7 +55,7 @@ def test_useful_operations_are_those_that_torch_counts(tokens):
     text = accelerator.read(tokens, size.length, torch.device("cpu"))
     bench = accelerator.Bench(size, text, torch.device("cpu"))
     everyone = accelerator.contestants(size, text, torch.device("cpu"), compiled=False)
-    batch = next(bench.batches(0))
+    batch = next(bench.batches(0, size.rows))
     slots = round(accelerator.MASK_RATE * size.length)
     for name in ("modernbert", "course rows"):
         one = everyone[name]
@@ -59,6 +63,30 @@ def test_useful_operations_are_those_that_torch_counts(tokens):
         useful = one.flops_per_token * size.rows * size.length
         # the formula takes 0.3 of a row of 32 for what is 10 of 32 in truth
         assert abs(counted / useful - 1) < slots / size.length / accelerator.MASK_RATE - 1 + 0.03, name
+
+
+def test_a_recording_that_does_not_do_what_it_recorded_is_not_timed(tokens, monkeypatch):
+    cpu, size = torch.device("cpu"), accelerator.SIZES["tiny"]
+    text = accelerator.read(tokens, size.length, cpu)
+    one = accelerator.contestants(size, text, cpu, compiled=False)["course rows"]
+    one.pool = "some memory"
+    batch = next(accelerator.Bench(size, text, cpu).batches(0, size.rows))
+
+    def recorded(passes, weights, first, pool):
+        def replay(*batch):
+            for weight in weights:
+                weight.grad = None  # as a graph, which writes its gradients anew
+            return passes(*(first if stale else batch))
+
+        return replay
+
+    monkeypatch.setattr(accelerator.accelerated, "captured", recorded)
+    stale = False
+    assert one.recording_error(batch) < 1e-6
+    stale = True  # the batch of the recording is read for ever
+    other = tuple(part.flip(0) if part.ndim == 2 else part for part in batch)
+    with pytest.raises(RuntimeError, match="they are not to be timed"):
+        one.recording_error(other)
 
 
 def test_who_reads_only_its_document_reads_fewer_keys(tokens):
