@@ -8,7 +8,7 @@ many small kernels. So here
     draw_masks     the same number of masks in every row, so that no shape ever changes and nothing has to be asked
     document_mask  who may read whom in a row of several documents, as blocks that FlexAttention skips
     masked_loss    the loss of ``EncoderForMaskedLM``, layer by layer, so that one layer is compiled and all use it
-    captured       forward and backward pass recorded once and replayed, so that the host launches one thing a step
+    captured       forward and backward pass recorded once and replayed, so that both are asked for by one call
 
 The model is ``EncoderForMaskedLM``, unchanged; only how its weights are run through differs, and
 ``tests/test_accelerated.py`` holds loss and gradients against its own. ``benchmarks/accelerator.py`` measures it.
@@ -216,18 +216,26 @@ def captured(
 ) -> Callable[..., Tensor]:
     """``passes``, forward and backward, as one CUDA graph: a function of a batch that gives the same.
 
-    A step of a small model is a thousand kernels of a few microseconds; Python needs longer to ask for them than the
-    GPU to run them. Recorded once, all of them are asked for by one call (Nguyen et al. 2021, "Accelerating PyTorch
+    A step of a small model is many hundred kernels of a few microseconds; Python may need longer to ask for them than
+    the GPU to run them. Recorded once, all of them are asked for by one call (Nguyen et al. 2021, "Accelerating PyTorch
     with CUDA Graphs"). It is possible because no shape changes from step to step and nothing is asked of the device.
 
-    The gradients are written anew at each call, never added to: no ``zero_grad`` is needed, and none has an effect.
+    Gradients are written anew at each call, never added to: no ``zero_grad`` is needed, and none has an effect. They
+    and the loss lie where the next call, of this recording or of another in the same pool, writes again: use them
+    before it. Call this outside of autocast (``passes`` may enter it), or the recording would keep weights as they were
+    cast when it was made; and let no loss of these weights be alive that was computed elsewhere.
 
     Args:
         passes: gives the loss of the tensors of a batch, and leaves gradients; what it compiles is compiled here.
         weights: that get them; they must stay where they are (``load_state_dict`` copies into them).
         batch: of the shapes that all batches will have.
-        pool: ``torch.cuda.graph_pool_handle()``, memory shared by several that are never used at the same time.
+        pool: ``torch.cuda.graph_pool_handle()``, memory that several recordings may share.
+
+    Raises:
+        ValueError: inside of autocast; by the function, for a batch of other shapes.
     """
+    if torch.is_autocast_enabled("cuda"):
+        raise ValueError("captured() was called inside of autocast; enter it in `passes`")
     held = [one.clone() for one in batch]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -244,6 +252,8 @@ def captured(
 
     def replay(*batch: Tensor) -> Tensor:
         for place, one in zip(held, batch, strict=True):
+            if one.shape != place.shape:  # copy_ would broadcast
+                raise ValueError(f"shape {tuple(one.shape)} was not recorded, {tuple(place.shape)} was")
             place.copy_(one)
         graph.replay()
         for weight, gradient in zip(weights, gradients, strict=True):

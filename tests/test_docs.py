@@ -21,16 +21,44 @@ def test_every_message_that_the_stuck_page_quotes_is_in_the_code():
     assert [message for message in quoted if message not in joined] == []
 
 
+def test_the_stuck_page_has_a_word_for_every_exercise():
+    page = (DOCS / "stuck.md").read_text(encoding="utf-8").partition("\n## Lesson ")[2]
+    quoted = re.findall(r"^- `([^`]+)`:", page, re.MULTILINE)
+    graders = [path for path in sorted((ROOT / "sslcourse/teaching/checks").glob("*.py")) if path.stem != "__init__"]
+    missed, seen = [], 0
+    for path in graders:
+        text = re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8"))
+        parts = re.split(r'@grader\("(\d+\.\d+)"', text)
+        seen += len(parts) // 2
+        missed += [exercise for exercise, body in zip(parts[1::2], parts[2::2], strict=True)
+                   if not any(message in body for message in quoted)]  # fmt: skip
+    assert seen > 40
+    assert missed == []
+
+
+def test_the_plan_has_a_class_graded_as_the_course_grades():
+    page = (DOCS / "teaching" / "plans.md").read_text(encoding="utf-8")
+    assert "python -m sslcourse grade" in page
+    assert "nbconvert" not in page  # which would run what was handed in with nothing shut
+
+
 @pytest.mark.parametrize("number", LESSONS)
 def test_every_lesson_has_a_page_for_teachers_whose_mutants_exist(number):
     page = (DOCS / "teaching" / f"{number}.md").read_text(encoding="utf-8")
-    for heading in ("Timing", "Misconceptions", "Board sketches", "Questions for discussion", "Exercises"):
+    for heading in ("Timing", "Misconceptions", "Board sketches", "Questions for discussion", "Exercises",
+                    "If the machines are weak"):  # fmt: skip
         assert re.search(rf"^## {heading}", page, re.MULTILINE), heading
+    assert ("**Live picture.**" in page) == ("\nlive_picture(" in LESSONS[number].read_text(encoding="utf-8"))
     mutants = (ROOT / "tests" / "mutants" / f"{LESSONS[number].stem[3:]}.py").read_text(encoding="utf-8")
     rows = [row.split("|")[3] for row in page.splitlines() if re.match(r"^\|[^|]+\|[^|]+\|[^|]*\d+\.\d [^|]*\|", row)]
     named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
     assert len(named) >= 5
     assert [name for name in named if name not in mutants] == []
+    for row in rows:  # and each belongs to the exercise that it stands behind
+        for exercises, names in re.findall(r"((?:\d+\.\d+(?: and )?)+) ((?:`[^`]+`(?:, )?)+)", row):
+            for exercise in re.findall(r"\d+\.\d+", exercises):
+                of_exercise = mutants.partition(f'"{exercise}": {{')[2].partition("\n    },")[0]
+                assert [name for name in re.findall(r"`([^`]+)`", names) if name not in of_exercise] == [], exercise
 
 
 @pytest.mark.parametrize("number", LESSONS)

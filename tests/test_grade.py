@@ -134,6 +134,23 @@ def bits_per_byte(batch_means, counts, n_bytes):
     return 1.0
 """,
     },
+    "spy": {
+        # what others handed in, and more processes than any answer needs
+        "1.1": """
+from pathlib import Path
+def masked_mean_loss(logits, labels):
+    raise RuntimeError(f"{len(list(Path('FOLDER').rglob('*.ipynb')))} submissions in sight")
+""",
+        "1.2": """
+import os, time
+def logits_gradient(logits, labels):
+    for _ in range(300):
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+    time.sleep(60)
+""",
+    },
     "zoe": {  # comes last, and finds everything as it should be
         "0.1": RIGHT["0.1"],
         "0.2": RIGHT["0.2"].replace("-counts", "counts"),
@@ -202,6 +219,8 @@ def _state(folder: Path) -> dict[Path, tuple[int, int]]:
         ("killer", "1.5", "error", ""),
         ("zoe", "0.1", "passed", ""),
         ("zoe", "0.2", "not passed", "the hit rate is"),
+        ("spy", "1.1", "not passed", "0 submissions in sight"),
+        ("spy", "1.2", "memory", ""),
         ("zoe", "0.3", "not attempted", ""),
         ("zoe", "1.1", "passed", ""),
         ("zoe", "1.2", "error", "SyntaxError"),
@@ -230,7 +249,7 @@ def test_nothing_of_a_submission_is_left_and_nothing_got_out(rows, outside):
 
 
 def test_every_learner_has_a_row_for_every_exercise(rows):
-    assert len(rows) == 7 * 8
+    assert len(rows) == 8 * 8
 
 
 def test_where_nothing_can_be_shut_in_the_verdicts_hold_all_the_same(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from benchmarks import MEASURED
 from benchmarks.pretraining import __main__ as command
 from benchmarks.pretraining import peers, report
 from benchmarks.pretraining.peers import Knobs
@@ -52,6 +53,14 @@ def test_a_summary_counts_real_tokens_and_useful_operations():
     assert found["peers"]["course"]["loss_at"] == row["loss_at"]  # the short trial does not shorten what is looked at
     assert found["peers"]["course"]["loss"] == [4.0] * 3  # the short trial is not one of its row
     assert "at least 6.0" in report.table(found)
+
+
+def test_the_stored_race_ran_with_the_settings_that_the_stored_sweep_found():
+    stored = {name: json.loads((MEASURED / f"pretraining_{name}.json").read_text()) for name in ("race", "sweep")}
+    best = {peer: Knobs.of(**one["best"]) for peer, one in stored["sweep"]["peers"].items()}
+    ran = [(one["peer"], Knobs.of(**one["knobs"])) for one in stored["race"]["trials"] if one["peer"] in best]
+    assert {peer for peer, _ in ran} == set(best) == set(peers.TUNED)
+    assert [(peer, knobs) for peer, knobs in ran if knobs != best[peer]] == []
 
 
 def test_a_long_trial_of_a_slow_peer_is_held_against_our_curves_of_the_race():

@@ -80,6 +80,14 @@ def test_the_front_page_lists_every_lesson_in_order_and_shows_the_ladder(pages):
     assert f"(pictures/{site.LADDER}.png)" in pages["index.md"]
 
 
+def test_what_readme_links_to_is_linked_on_the_site_and_is_there(pages):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = {one for one in re.findall(r"\]\(((?:docs|data)/[^)#\s]*)\)", text) if not one.endswith(".png")}
+    assert len(linked) > 5
+    assert linked <= set(site._LINKS)
+    assert set(site._LINKS.values()) <= set(pages)
+
+
 def test_every_module_that_people_import_has_a_page(pages):
     modules = {name[4:-4] for name in pages if name.startswith("api/sslcourse")}
     assert {"sslcourse.loss", "sslcourse.masking", "sslcourse.pretraining", "sslcourse.teaching.plots"} <= modules

@@ -336,8 +336,7 @@ plots.show(fig, alt="A row of boxes joined by arrows: raw text, pretraining, tra
 # | 4. transfer | add a small head, fine-tune with few labels, prove that pretraining helped | 04, 09 |
 # | 5. speed | mixed precision, several devices; int8 and pruning to deploy | 05, 06, 07, 10 |
 #
-# Lesson 08 climbs from a slow recipe to a fast one, one measured change at a time. A lesson that is not in your folder
-# yet is still being written.
+# Lesson 08 climbs from a slow recipe to a fast one, one measured change at a time.
 
 # %% [markdown]
 # ## Your machine
@@ -356,7 +355,7 @@ print(doctor.report(found))
 #   by how much on this one. Without it a lesson trains in fp32 and says so. Nothing turns red for a slow machine.
 # - **int8 products (VNNI)** and **AMX** matter in lesson 07, when a trained model is made small.
 # - **memory free** below $3$ GB: shut down other notebooks first (*Kernel → Shut Down All Kernels*).
-# - **ready** speaks of your machine; a lesson that is not in your folder is still being written.
+# - **ready** speaks of your machine, not of what you have solved.
 # - A line under *Problems* says what to do about it.
 
 # %% [markdown]
@@ -421,6 +420,8 @@ print(f"{waste:.1%} of the positions would be padding")
 #   not reach is said to be not reached; it is no error.
 # - **Your copy.** You are in `work/`, which is yours. `make lab` never overwrites it; when a lesson is updated, the new
 #   one appears beside yours.
+# - **Stuck?** `docs/stuck.md` lists what checks say, each with a question. `docs/glossary.md`, `docs/notation.md` and a
+#   cheat sheet for each lesson in `docs/cheatsheets/` lie beside it.
 
 # %%
 print(f"this run: profile {lesson.profile}")

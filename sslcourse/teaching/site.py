@@ -34,7 +34,12 @@ FRONT_ENDS = "\n## The lessons\n"  # README up to here is the front page, and af
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _FOLDED = re.compile(r"<details>\s*<summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
 # Where README's and the notes' links lead on the site; a file that is not a page is named, not linked.
-_LINKS = {"docs/reproducibility.md": "reproducibility.md", "data/README.md": "data.md", "docs/stuck.md": "stuck.md"}
+_LINKS = {
+    "data/README.md": "data.md",
+    "docs/cheatsheets/": "cheatsheets/index.md",
+    **{f"docs/{name}.md": f"{name}.md" for name in ("reproducibility", "stuck", "glossary", "notation")},
+    **{f"docs/teaching/{name}.md": f"teaching/{name}.md" for name in ("plans", "grading")},
+}
 
 Word = Callable[[str], str]  # a sentence in the language of the pages that are being made
 
