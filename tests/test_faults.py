@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 import warnings
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_pretraining import HELD_OUT, RECIPE, TEXTS, PowerCut, cut_at
+from tqdm import tqdm
 
 from sslcourse import checkpoint, pretraining
 from sslcourse import tokenizer as wordpiece
@@ -68,9 +70,21 @@ def as_undisturbed(out, undisturbed):
 # --- killed ----------------------------------------------------------------------------------------------------------
 
 
+def forked():
+    """``os.fork``, with a lock for progress bars of the child's own.
+
+    tqdm's lies in memory that forks share: a child that is killed while it holds it would keep it for ever, and this
+    process would wait for it at its next bar (seen once in CI). What another thread held at the fork is gone, too.
+    """
+    child = os.fork()
+    if not child:
+        tqdm.set_lock(threading.RLock())
+    return child
+
+
 def in_a_child(act):
     """Run ``act`` in a forked process; how it ended: 0, or the signal that killed it."""
-    child = os.fork()
+    child = forked()
     if not child:
         code = 1
         try:
@@ -142,7 +156,7 @@ def test_kills_at_random_moments_leave_no_trace(tokenizer, undisturbed, tmp_path
     for number in range(20):
         out = tmp_path / f"run-{number}"
         for _ in range(100):
-            child = os.fork()
+            child = forked()
             if not child:
                 code = 1
                 try:
