@@ -5,7 +5,7 @@
 
 Three groups, all in one run, seed by seed, so that what else the machine does hits all alike:
 
-    climb     from the article's recipe to pretrain's, one change a rung
+    climb     from the article's recipe to pretrain's, and to a start from counts, one change a rung
     without   the top rung with one change taken back: what the change is worth where all the others are
     further   the top rung with one change more: what else was tried, and mostly did not pay
 

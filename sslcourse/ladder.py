@@ -5,9 +5,9 @@
     track = climb(rungs["no padding"], text, seconds=30)
     speedup(before, after)                     # how many times as fast the later one gets where the earlier one ended
 
-``pretraining.pretrain`` has the top of the ladder built in. Here every choice on the way is a field, also the bad ones,
-so that each can be measured alone. The clock runs while a step is made and its batch is built; not before the first
-step, and not while the held-out loss is taken.
+``pretraining.pretrain`` does by default what the rung below the top does, and on request what the top does. Here every
+choice on the way is a field, also the bad ones, so that each can be measured alone. The clock runs while a step is made
+and its batch is built; not before the first step, and not while the held-out loss is taken.
 
 What this module does not do: checkpoints, resuming, several processes. Use ``pretrain`` for work.
 """

@@ -38,14 +38,15 @@ def test_each_rung_is_the_one_below_with_its_own_change_and_no_other():
         assert change.kind in ("learning", "fewer", "faster")
 
 
-def test_the_top_of_the_ladder_is_what_pretrain_does():
-    top = list(ladder.recipes().values())[-1]
-    plain = asdict(Recipe())
-    assert {name: value for name, value in asdict(top).items() if name in plain} == plain
-    new = asdict(Rung())
-    assert {name: value for name, value in asdict(top).items() if name not in plain} == {
-        name: value for name, value in new.items() if name not in plain
-    }
+def test_the_ladder_leads_to_what_pretrain_does_and_then_to_its_start_from_counts():
+    *_, by_default, top = ladder.recipes().values()
+    for rung, recipe in ((by_default, Recipe()), (top, Recipe(start="neighbours"))):
+        plain = asdict(recipe)
+        assert {name: value for name, value in asdict(rung).items() if name in plain} == plain
+        new = asdict(Rung())
+        assert {name: value for name, value in asdict(rung).items() if name not in plain} == {
+            name: value for name, value in new.items() if name not in plain
+        }
 
 
 def test_what_is_taken_back_from_the_top_is_as_it_was_below():

@@ -75,7 +75,8 @@ full = lesson.profile != "quick"
 # ## The rungs
 #
 # All recipes are one dataclass. Its defaults are what `pretrain` does; at the bottom stands the article's recipe,
-# repaired just enough to run. Each rung is the one before with **one** change.
+# repaired just enough to run. Each rung is the one before with **one** change. The last goes a step beyond the
+# defaults, to a start that `pretrain` has on request.
 
 # %%
 recipes = ladder.recipes()
