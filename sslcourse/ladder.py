@@ -314,12 +314,12 @@ def climb(rung: Rung, text: Text, seconds: float, looks: int = 12) -> Track:
         spent = started(model, Tape(text.train, text.tokenizer, rung.sequence_length).tokens, rung)
     batch = next(source)
     due = [seconds * 2 ** (-look / 2) for look in reversed(range(looks))]
-    while spent < seconds:
-        began = time.perf_counter()
+    while not track.points or spent < seconds:  # one step and one look, also if the start has taken all the time
+        began, done = time.perf_counter(), min(spent / seconds, 1.0)
         if track.steps:
-            batch = source.send(spent / seconds)
+            batch = source.send(done)
         for group in (group for one in opts for group in one.param_groups):
-            group["lr"] = learning_rate(rung, spent / seconds)
+            group["lr"] = learning_rate(rung, done)
         with autocast(rung, device):
             total, count = loss_sum(model, batch, rung.head)
         model.zero_grad(set_to_none=True)
@@ -327,7 +327,7 @@ def climb(rung: Rung, text: Text, seconds: float, looks: int = 12) -> Track:
         nn.utils.clip_grad_norm_(model.parameters(), rung.max_grad_norm)
         for one in opts:
             one.step()
-        averaged.add(model, spent / seconds)
+        averaged.add(model, done)
         track.steps += 1
         real = batch.inputs.numel() if batch.real is None else int(batch.real.sum())
         track.tokens += real

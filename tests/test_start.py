@@ -272,6 +272,9 @@ def test_the_ladder_climbs_from_there(monkeypatch):
     whole = ladder.climb(begins, text, seconds=100.0, looks=1)  # a tenth of a second is left to train
     assert whole.points[-1][0] >= 100
     assert whole.steps < 100
+    late = ladder.climb(begins, text, seconds=50.0, looks=3)  # the start alone took longer
+    assert (late.steps, len(late.points)) == (1, 1)
+    assert late.tokens_per_second > 0
     with pytest.raises(ValueError, match=r"start='heads' needs body='prenorm'"):
         Rung(body="bert", start="heads")
 
