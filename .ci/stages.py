@@ -17,7 +17,9 @@ STAGES = {
     # name: arguments to python
     "lint": ["-m", "ruff", "check", "--output-format", "concise", "."],
     "gate": ["-m", "sslcourse", "gate"],  # notebooks equal their sources; stored claims are fresh and in bounds
-    "unit": ["-m", "pytest", "--durations", "20"],  # with the graders and their mutants, and the planted faults
+    "unit": [  # with the graders and their mutants, and the planted faults; two files at a time
+        "-m", "pytest", "-n", "2", "--dist", "loadfile", "--durations", "20",
+    ],
     "teacher": ["-m", "sslcourse", "run", "--profile", "quick"],  # solutions filled in: every check must pass
     "learner": [  # the committed notebooks: every check says "not attempted", promised outputs match
         "-m", "pytest", "--nbval-lax", "--nbval-sanitize-with", "tests/nbval_sanitise.cfg", "notebooks",

@@ -4,12 +4,13 @@
                                                             # on a machine that has the corpus installed
     python -m benchmarks.accelerator run --size 30m         # on the GPU, from that file: five minutes
     python -m benchmarks.accelerator run --size 110m
+    python -m benchmarks.accelerator parts --size 110m      # what each part of this course's step brings: two minutes
     python -m benchmarks.accelerator run --size tiny --device cpu --seconds 2 --trial-seconds 1    # does it run at all?
 
 A GPU node needs torch, transformers, numpy, safetensors and psutil, this repository, and the file of tokens. On a
 machine that is lent to a session of this project (600 s a command, 900 s in all): carry
 ``build/bench/tokens.safetensors`` and run, one after the other on the warm machine, ``python3 -m benchmarks.accelerator
-run --size 30m; cp data/measured/accelerator_* $OUT``, then ``110m``; on an H200 they took 278 s and 229 s. The file is
+run --size 30m; cp data/measured/accelerator_* $OUT``, then ``110m``; on an H100 they took 288 s and 228 s. The file is
 written anew after each contestant, so a run that is cut off leaves what it had.
 
     bert         BertForMaskedLM, no dropout, logits everywhere
@@ -18,14 +19,15 @@ written anew after each contestant, so a run that is cut off leaves what it had.
     course       the same, documents in a row kept apart by FlexAttention
 
 All have as many weights, bf16 by autocast, rows of 512 tokens packed without padding, the same number of masks, drawn
-on the device by one function, layers, head and loss compiled, a fused optimiser, four learning rates and two sizes of
-batch to choose from. The peers therefore have a better input pipeline here than with ``Trainer``. What differs is the
-model's code; that this course's passes are recorded as a CUDA graph (ModernBERT's cannot be, its sparse head has other
-shapes at each step; BERT's are not); the optimiser, Muon; and where weights start, ``start="neighbours"``, whose
-seconds count. The clock stands still while a loss is looked at, and starts behind the compiler. Before anything is
-timed, recorded gradients are held against plain ones. The corpus is small for a GPU, about a million tokens: all read
-it many times, so a loss is the lowest that was seen. Writes ``data/measured/accelerator_<size>.json`` with device,
-versions, date and command. Let nothing else run.
+on the device by one function, layers, head and loss compiled, attention by whichever library is faster on the device, a
+fused optimiser, four learning rates and two sizes of batch to choose from. The peers therefore have a better input
+pipeline here than with ``Trainer``. What differs is this course's model code; that its layers hand on bf16 to each
+other; that its passes are recorded as a CUDA graph (ModernBERT's cannot be, its sparse head has other shapes at each
+step; BERT's are not); the optimiser, Muon; and where weights start, ``start="neighbours"``, whose seconds count. The
+clock stands still while a loss is looked at, and starts behind the compiler. Before anything is timed, recorded
+gradients are held against plain ones. The corpus is small for a GPU, about a million tokens: all read it many times, so
+a loss is the lowest that was seen. Writes ``data/measured/accelerator_<size>.json`` with device, versions, date and
+command. Let nothing else run.
 """
 
 from __future__ import annotations
@@ -37,15 +39,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from benchmarks import busy_cores, store, texts
@@ -234,6 +239,20 @@ def contestants(size: Size, text: Text, device: torch.device, compiled: bool) ->
     return found
 
 
+def without_parts(size: Size, text: Text, device: torch.device, compiled: bool) -> dict[str, Contestant]:
+    """``course rows``, whole and with one part taken out or put in; also ``course``."""
+    found = contestants(size, text, device, compiled)
+    whole = found["course rows"]
+    return {
+        "whole step": whole,
+        "layers hand on fp32": replace(whole, loss=by_places(whole.model, apart=False, compiled=compiled, stream=None)),
+        "kernel by kernel": replace(whole, pool=None),
+        "not compiled": replace(whole, loss=by_places(whole.model, apart=False, compiled=False)),
+        "AdamW for Muon": replace(whole, optimizer="adamw"),
+        "documents apart": found["course"],
+    }
+
+
 def start_where_counting_ends(model: EncoderForMaskedLM, text: Text) -> None:
     """``Recipe(start="neighbours")``, counted on the host and factorised on the device."""
     table = model.get_input_embeddings().weight
@@ -253,7 +272,9 @@ def by_labels(model: nn.Module) -> Loss:
     return loss
 
 
-def by_places(model: EncoderForMaskedLM, apart: bool, compiled: bool) -> Loss:
+def by_places(
+    model: EncoderForMaskedLM, apart: bool, compiled: bool, stream: torch.dtype | None = torch.bfloat16
+) -> Loss:
     """This course's, from places and targets."""
     run, score = accelerated.run_layer, accelerated.scores_loss
     if compiled:
@@ -261,7 +282,7 @@ def by_places(model: EncoderForMaskedLM, apart: bool, compiled: bool) -> Loss:
 
     def loss(inputs: Tensor, documents: Tensor, where: Tensor, targets: Tensor) -> Tensor:
         mask = accelerated.document_mask(documents) if apart else None
-        return accelerated.masked_loss(model, inputs, where, targets, mask, run, score)
+        return accelerated.masked_loss(model, inputs, where, targets, mask, run, score, stream)
 
     return loss
 
@@ -397,7 +418,6 @@ class Bench:
             one.step(optimizer, next(batches))
         if one.pool is not None:
             print(f"recorded passes differ by {one.recording_error(next(batches)):.0e} with {rows} rows", flush=True)
-        self.look(one)
 
     def speeds(self, all_of_them: dict[str, Contestant]) -> dict[str, list[float]]:
         """Tokens a second with full batches in each of several rounds, in turns."""
@@ -432,18 +452,7 @@ def measured(
     """
     bench = Bench(size, text, device)
     everyone = contestants(size, text, device, compiled=given.compile)
-    peak = precision.peak_flops(torch.bfloat16, device, size=8192 if device.type == "cuda" else 512)
-    rows: dict[str, dict[str, Any]] = {}
-    for name, speeds in bench.speeds(everyone).items():
-        one = everyone[name]
-        rows[name] = {
-            "weights": sum(weight.numel() for weight in one.model.parameters()),
-            "tokens_per_second": report.spread(speeds),
-            "mfu": report.spread([speed * one.flops_per_token / peak for speed in speeds]),
-            "flops_per_token": one.flops_per_token,
-        }
-        print(f"{name:12s} {rows[name]['tokens_per_second'][1]:12,.0f} tokens/s {rows[name]['mfu'][1]:6.1%} MFU",
-              flush=True)  # fmt: skip
+    peak, rows = at_full_batches(bench, everyone)
     tokens = len(text.train.tokens)
     for name, one in everyone.items():
         rates = RATES[one.optimizer]
@@ -453,6 +462,7 @@ def measured(
         trials = []
         for batch in [size.rows // part for part in PARTS]:
             bench.warm(one, batch)
+            bench.look(one)  # compiles what has another number of places
             for rate in rates:
                 end = lowest(bench.train(one, rate, batch, given.trial_seconds, 2, seed=100))
                 trials.append({"rate": rate, "batch": batch, "loss": end})
@@ -468,6 +478,62 @@ def measured(
               flush=True)  # fmt: skip
         keep({"peak_flops": peak, "contestants": rows})
     return {"peak_flops": peak, "contestants": rows, "ratios": ratios(rows)}
+
+
+def at_full_batches(bench: Bench, everyone: dict[str, Contestant]) -> tuple[float, dict[str, dict[str, Any]]]:
+    """The device's peak in operations a second, and what use of it each contestant makes."""
+    on_gpu = bench.device.type == "cuda"
+    peak = precision.peak_flops(torch.bfloat16, bench.device, size=8192 if on_gpu else 512)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, speeds in bench.speeds(everyone).items():
+        one = everyone[name]
+        rows[name] = {
+            "weights": sum(weight.numel() for weight in one.model.parameters()),
+            "tokens_per_second": report.spread(speeds),
+            "mfu": report.spread([speed * one.flops_per_token / peak for speed in speeds]),
+            "flops_per_token": one.flops_per_token,
+        }
+        print(f"{name:20s} {rows[name]['tokens_per_second'][1]:12,.0f} tokens/s {rows[name]['mfu'][1]:6.1%} MFU",
+              flush=True)  # fmt: skip
+    return peak, rows
+
+
+KERNELS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+
+
+def attention_seconds(size: Size, device: torch.device) -> dict[str, float]:
+    """Of forward and backward pass of one layer's attention, for each library that torch may ask on a GPU."""
+    shape = (3, size.rows, size.heads, size.length, size.hidden // size.heads)
+    given = torch.randn(shape, dtype=torch.bfloat16, device=device, requires_grad=True)
+
+    def seconds() -> float:
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        for _ in range(ROUND_STEPS):
+            F.scaled_dot_product_attention(*given.unbind(0)).sum().backward()
+        torch.cuda.synchronize(device)
+        return (time.perf_counter() - began) / ROUND_STEPS
+
+    found = {}
+    for name, kernel in KERNELS.items():
+        with sdpa_kernel(kernel):
+            try:
+                spent = [seconds() for _ in range(ROUNDS + 1)]
+            except RuntimeError as error:  # not on this device
+                print(f"attention by {name}: {str(error).splitlines()[0]}", flush=True)
+                continue
+            found[name] = statistics.median(spent[1:])  # the first one chooses and loads
+    return found
+
+
+def fastest_attention(size: Size, device: torch.device) -> tuple[dict[str, float], AbstractContextManager[None]]:
+    """Those seconds, and a context in which all contestants have the faster library; nothing to choose on a CPU."""
+    if device.type != "cuda":
+        return {}, nullcontext()
+    seconds = attention_seconds(size, device)
+    print(", ".join(f"attention by {name}: {1000 * each:.2f} ms" for name, each in seconds.items()), flush=True)
+    order = [KERNELS[name] for name in sorted(seconds, key=seconds.__getitem__)]
+    return seconds, sdpa_kernel([*order, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True)
 
 
 def ratios(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -490,17 +556,18 @@ def ratios(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerator", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="what", required=True)
-    packing, running = commands.add_parser("pack"), commands.add_parser("run")
+    packing, running, parting = (commands.add_parser(name) for name in ("pack", "run", "parts"))
     packing.add_argument("--text", help="a folder of text files in place of the factbook")
-    for one in (packing, running):
-        one.add_argument("--tokens", type=Path, default=TOKENS, help="the file that pack writes and run reads")
-    running.add_argument("--size", choices=list(SIZES), default="30m")
-    running.add_argument("--device", default="cuda")
+    for one in (packing, running, parting):
+        one.add_argument("--tokens", type=Path, default=TOKENS, help="the file that pack writes and the others read")
+    for one in (running, parting):
+        one.add_argument("--size", choices=list(SIZES), default="30m")
+        one.add_argument("--device", default="cuda")
+        one.add_argument("--no-compile", dest="compile", action="store_false")
     running.add_argument("--seconds", type=float, default=10.0, help="of training, for each seed")
     running.add_argument("--trial-seconds", type=float, default=2.0, help="of training, for each rate and batch")
     running.add_argument("--seeds", type=int, default=2)
     running.add_argument("--looks", type=int, default=20, help="held-out losses a run")
-    running.add_argument("--no-compile", dest="compile", action="store_false")
     given = parser.parse_args(arguments)
     command = "python -m benchmarks.accelerator " + " ".join(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -515,12 +582,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(given: argparse.Namespace, command: str) -> None:
-    """Everything of one size, stored.
+    """Everything of one size, or the parts of its step, stored.
 
     Raises:
         ValueError: for a device, a file or a number that cannot be used.
     """
-    for name in ("seconds", "trial_seconds", "seeds", "looks"):
+    for name in ("seconds", "trial_seconds", "seeds", "looks") * (given.what == "run"):
         if not 0 < getattr(given, name) < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(given, name)} must be positive")
     try:
@@ -532,13 +599,13 @@ def run(given: argparse.Namespace, command: str) -> None:
                          "the code") from error  # fmt: skip
     size = SIZES[given.size]
     busy = busy_cores()
-    started = time.perf_counter()
+    began = time.perf_counter()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
     def keep(found: dict[str, Any]) -> None:
         about = {"device": name, "size": vars(size), "compiled": given.compile, "busy_cores": busy,
-                 "wall_seconds": time.perf_counter() - started}  # fmt: skip
-        store(f"accelerator_{given.size}", command, about | found)
+                 "attention_seconds": attention, "wall_seconds": time.perf_counter() - began}  # fmt: skip
+        store(f"accelerator_{given.size}" + "_parts" * (given.what == "parts"), command, about | found)
 
     text = read(given.tokens, size.length, device)
     before = torch.get_float32_matmul_precision()
@@ -546,8 +613,14 @@ def run(given: argparse.Namespace, command: str) -> None:
     try:
         # A contestant compiles several variants of one function: kinds of layer, masks, numbers of places. Torch gives
         # up at eight of all contestants together, and goes on without the compiler. Nobody shall be slow in silence.
-        with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
-            keep(measured(size, text, device, given, keep))
+        attention, fastest = fastest_attention(size, device)
+        with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True), fastest:
+            if given.what == "run":
+                keep(measured(size, text, device, given, keep))
+            else:
+                everyone = without_parts(size, text, device, compiled=given.compile)
+                peak, rows = at_full_batches(Bench(size, text, device), everyone)
+                keep({"peak_flops": peak, "contestants": rows})
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -17,6 +17,7 @@ What this module does not do: checkpoints, schedules, several GPUs (``pretrain``
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -169,10 +170,30 @@ def run_layer(
     mixed = mixed.transpose(1, 2).reshape(rows * length, hidden)
     x = x.flatten(0, 1)
     if where is not None:  # what nobody scores is needed as key and value, and not behind that
-        mixed, x = mixed[where], x[where]
+        mixed, x = at_places(mixed, where), at_places(x, where)
     x = x + attention.Wo(mixed)
     x = x + layer.mlp(layer.mlp_norm(x))
     return x if where is not None else x.view(rows, length, hidden)
+
+
+def at_places(x: Float[Tensor, "positions hidden"], where: Int[Tensor, " slots"]) -> Float[Tensor, "slots hidden"]:
+    """``x[where]``, for places that are all different."""
+    return _AtPlaces.apply(x, where)
+
+
+class _AtPlaces(torch.autograd.Function):
+    """Each gradient is written to its place; indexing would add them up there, as two could share one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, where: Tensor) -> Tensor:
+        ctx.save_for_backward(where)
+        ctx.positions = len(x)
+        return x.index_select(0, where)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (where,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.positions, gradient.shape[1]).index_copy(0, where, gradient), None
 
 
 def scores_loss(
@@ -191,11 +212,13 @@ def masked_loss(
     mask: Mask = None,
     run: Callable[..., Any] = run_layer,
     score: Callable[..., Any] = scores_loss,
+    stream: torch.dtype | None = None,
 ) -> Float[Tensor, ""]:
     """Mean loss of the scored positions, with ``model.masked_loss``'s narrow last layer.
 
     ``run`` and ``score`` may be compiled: all layers share one compiled function, so that sixteen of them start as fast
-    as one.
+    as one. ``stream`` is what layers hand on to each other in, inside of autocast: left alone it stays fp32, which is
+    read and written at every norm and every sum, and takes twice the memory and its time of bf16.
     """
     encoder = model.model
     config = encoder.config
@@ -203,6 +226,8 @@ def masked_loss(
     theta = config.rope_parameters["full_attention"]["rope_theta"]
     rotary = rotary_tables(positions, config.hidden_size // config.num_attention_heads, theta)
     x = encoder.embeddings(inputs)
+    if stream is not None:
+        x = x.to(stream)
     for number, layer in enumerate(encoder.layers, start=1):
         x = run(layer, x, rotary, mask, where if number == len(encoder.layers) else None)
     return score(model, x, targets)
@@ -229,7 +254,7 @@ def captured(
         passes: gives the loss of the tensors of a batch, and leaves gradients; what it compiles is compiled here.
         weights: that get them; they must stay where they are (``load_state_dict`` copies into them).
         batch: of the shapes that all batches will have.
-        pool: ``torch.cuda.graph_pool_handle()``, memory that several recordings may share.
+        pool: ``torch.cuda.graph_pool_handle()``, memory that several recordings may share, on one device.
 
     Raises:
         ValueError: inside of autocast; by the function, for a batch of other shapes.
@@ -237,7 +262,7 @@ def captured(
     if torch.is_autocast_enabled("cuda"):
         raise ValueError("captured() was called inside of autocast; enter it in `passes`")
     held = [one.clone() for one in batch]
-    side = torch.cuda.Stream()
+    side = _side_stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
@@ -261,6 +286,12 @@ def captured(
         return found
 
     return replay
+
+
+@functools.cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all recordings: memory that was freed on one stream is not given to another, even in one pool."""
+    return torch.cuda.Stream()
 
 
 def _without_gradients(weights: Sequence[nn.Parameter]) -> None:

@@ -55,6 +55,37 @@ def test_loss_and_gradients_are_the_encoders_own(model, batch, apart):
         assert error <= 1e-5 * float(gradient.abs().max()), name  # sums of some hundred fp32 terms
 
 
+def test_places_are_those_of_indexing_and_so_are_their_gradients():
+    torch.manual_seed(0)
+    x, where = torch.randn(9, 4, requires_grad=True), torch.tensor([7, 0, 3])
+    found = accelerated.at_places(x, where)
+    assert torch.equal(found, x[where])
+    weights = torch.randn(3, 4)
+    (ours,) = torch.autograd.grad(found, x, weights)
+    (theirs,) = torch.autograd.grad(x[where], x, weights)
+    assert torch.equal(ours, theirs)
+
+
+def test_layers_hand_on_bf16_if_told_and_the_loss_hardly_moves(model, batch):
+    inputs, where, targets, _ = batch
+    handed_on = []
+
+    def run(layer, x, *others):
+        handed_on.append(x.dtype)
+        return accelerated.run_layer(layer, x, *others)
+
+    losses, found = {}, {}
+    for stream in (None, torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = accelerated.masked_loss(model, inputs, where, targets, run=run, stream=stream)
+        losses[stream], found[stream] = float(loss.detach()), gradients(model, loss)
+    assert handed_on == [torch.float32] * 3 + [torch.bfloat16] * 3
+    assert losses[torch.bfloat16] == pytest.approx(losses[None], rel=2**-8)  # bf16 rounds to half of that
+    for name, gradient in found[None].items():
+        error = float((found[torch.bfloat16][name] - gradient).norm() / gradient.norm())
+        assert error < 0.05, name  # a dozen roundings of 2**-9, on small differences
+
+
 @torch.no_grad()  # FlexAttention has no backward pass on a CPU
 def test_blocks_are_the_same_mask_and_documents_apart_another_loss_than_together(model, batch):
     inputs, where, targets, documents = batch
@@ -77,7 +108,7 @@ def test_all_layers_and_all_batches_share_what_is_compiled(model, batch, apart):
         return graph.forward
 
     torch._dynamo.reset()
-    run = torch.compile(accelerated.run_layer, backend=count, dynamic=False)
+    run = torch.compile(accelerated.run_layer, backend=count, dynamic=False, fullgraph=True)
     losses = [accelerated.masked_loss(model, inputs, where, targets, mask, run) for mask in masks]
     assert len(graphs) == 3  # the first layer, which has no norm before; those between; the last, which is narrow
     accelerated.masked_loss(model, inputs, where[:12], targets[:12], masks[0], run)

@@ -50,6 +50,46 @@ def test_all_contestants_learn_and_are_compared(tokens, tmp_path, monkeypatch, c
     assert "MFU" in capsys.readouterr().out
 
 
+def test_the_step_is_timed_whole_and_with_each_part_changed(tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarks, "MEASURED", tmp_path)
+    given = ["parts", "--size", "tiny", "--device", "cpu", "--tokens", str(tokens), "--no-compile"]
+    assert accelerator.main(given) == 0
+    found = json.loads((tmp_path / "accelerator_tiny_parts.json").read_text())
+    assert found["command"].endswith("parts --size tiny --device cpu --tokens " + str(tokens) + " --no-compile")
+    assert next(iter(found["contestants"])) == "whole step"
+    assert all(0 < row["mfu"][0] <= row["mfu"][2] < 1 for row in found["contestants"].values())
+
+
+def test_what_is_called_a_part_is_the_only_thing_that_changes(tokens):
+    cpu, size = torch.device("cpu"), accelerator.SIZES["tiny"]
+    text = accelerator.read(tokens, size.length, cpu)
+    found = accelerator.without_parts(size, text, cpu, compiled=False)
+    batch = next(accelerator.Bench(size, text, cpu).batches(0, size.rows))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in found["whole step"].model.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))  # at the start layers do nothing
+        losses = {name: float(one.in_bf16(*batch)) for name, one in found.items()}
+    whole = losses.pop("whole step")
+    assert losses.pop("documents apart") != whole
+    assert losses.pop("layers hand on fp32") != whole
+    assert set(losses.values()) == {whole}
+    assert {name for name, one in found.items() if one.optimizer != "muon"} == {"AdamW for Muon"}
+
+
+def test_the_faster_library_of_attention_comes_first_for_everyone(monkeypatch):
+    size = accelerator.SIZES["tiny"]
+    assert accelerator.fastest_attention(size, torch.device("cpu"))[0] == {}
+    for fastest in accelerator.KERNELS:
+        spent = dict.fromkeys(accelerator.KERNELS, 2e-3) | {fastest: 1e-3}
+        monkeypatch.setattr(accelerator, "attention_seconds", lambda *_, spent=spent: spent)
+        found, context = accelerator.fastest_attention(size, torch.device("cuda"))
+        assert found == spent
+        with context:
+            first = torch._C._get_sdp_priority_order()[0]
+        assert first == int(accelerator.KERNELS[fastest])
+
+
 def test_useful_operations_are_those_that_torch_counts(tokens):
     size = accelerator.SIZES["tiny"]
     text = accelerator.read(tokens, size.length, torch.device("cpu"))
@@ -59,7 +99,7 @@ def test_useful_operations_are_those_that_torch_counts(tokens):
     slots = round(accelerator.MASK_RATE * size.length)
     for name in ("modernbert", "course rows"):
         one = everyone[name]
-        counted = precision.counted_flops(lambda one=one: one.loss(*batch).backward())
+        counted = precision.counted_flops(lambda one=one: one.in_bf16(*batch).backward())
         useful = one.flops_per_token * size.rows * size.length
         # the formula takes 0.3 of a row of 32 for what is 10 of 32 in truth
         assert abs(counted / useful - 1) < slots / size.length / accelerator.MASK_RATE - 1 + 0.03, name

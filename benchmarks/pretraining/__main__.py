@@ -130,7 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
         one.add_argument("--seconds", type=float, default=seconds, help="training time of a trial")
         one.add_argument("--peers", nargs="+", choices=list(peers.PEERS), default=None)
         one.add_argument("--text", help="a folder of text files in place of the factbook")
-        one.add_argument("--store", action="store_true", help="write data/measured/, where a race finds its settings")
+        one.add_argument("--store", nargs="?", const=what, metavar="NAME",
+                         help=f"write data/measured/pretraining_NAME.json, by default {what}")  # fmt: skip
     commands.choices["race"].add_argument("--seeds", type=int, default=3)
     commands.choices["race"].add_argument("--looks", type=int, default=24, help="held-out losses a trial")
     commands.choices["race"].add_argument("--long", type=float, default=None, metavar="SECONDS",
@@ -160,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     BUILD.mkdir(parents=True, exist_ok=True)
     if given.what == "race" and report.plot(found["trials"], BUILD / "pretraining_race.png"):
         print(f"written: {BUILD / 'pretraining_race.png'}")
-    store(f"pretraining_{given.what}", command, found, None if given.store else BUILD)
+    store(f"pretraining_{given.store or given.what}", command, found, None if given.store else BUILD)
     return 0
 
 

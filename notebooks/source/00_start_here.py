@@ -35,6 +35,7 @@ lesson = start("00_start_here", profile)
 
 # %%
 from collections import Counter, defaultdict
+from functools import cache
 from pathlib import Path
 import random
 import re
@@ -42,8 +43,9 @@ import re
 import matplotlib.pyplot as plt
 
 from sslcourse import corpus, doctor
-from sslcourse.teaching import plots, progress
+from sslcourse.teaching import pictures, plots, progress
 from sslcourse.teaching.checks import check, grade
+from sslcourse.teaching.widgets import Slider, Text, live_picture
 
 # %% [markdown]
 # ## Labels are dear, text is free
@@ -225,6 +227,71 @@ plots.show(fig, alt="Three bars: the share of held-out words guessed right grows
 # has not. The tables soon stop helping: the more words of context, the more often a context is new, and about a new
 # one a table knows nothing. A neural network shares what
 # it learns between contexts that resemble each other. Lesson 03 trains one.
+
+# %% [markdown]
+# ## A sentence of yours
+#
+# Every word of a text is a question that the text itself answers. So is every word of yours. Below, each word of a
+# sentence is hidden in turn, and the three guessers fill the gap. The slider lets them count only a part of the
+# training text.
+
+# %%
+@cache
+def three_guessers(percent):
+    """What each of them says for (left, right), after counting so many per cent of the training passages."""
+    seen = [words for at, words in enumerate(train) if at * percent % 100 < percent]
+    favourite = Counter(word for words in seen for word in words).most_common(1)[0][0]
+    after = most_frequent_by_context((left, word) for left, word, right in gaps(seen))
+    between = most_frequent_by_context(((left, right), word) for left, word, right in gaps(seen))
+    return {
+        "most frequent word": lambda left, right: favourite,
+        "left neighbour": lambda left, right: after.get(left, favourite),
+        "both neighbours": lambda left, right: between.get((left, right)) or after.get(left, favourite),
+    }
+
+
+def guesses_figure(sentence, percent, most=14):
+    """A line for each word of a sentence: the word, and what three guessers say in its place."""
+    words = to_words(sentence)
+    asked = list(gaps([words]))[:most]
+    fig, axis = plt.subplots(figsize=(8.5, 1.4 + 0.3 * len(asked)))
+    axis.axis("off")
+    axis.set(xlim=(-0.4, 3.5), ylim=(len(asked) + 0.5, -1))
+    axis.text(0, 0, "hidden word", ha="center", weight="bold")
+    for line, (_, word, _) in enumerate(asked, start=1):
+        axis.text(0, line, pictures.legible(word, 18), ha="center")
+    scores = []
+    for column, (name, guess) in enumerate(three_guessers(percent).items(), start=1):
+        said = [guess(left, right) for left, _, right in asked]
+        hits = [answer == word for answer, (_, word, _) in zip(said, asked, strict=True)]
+        scores.append(f"{sum(hits)} of {len(hits)}")
+        axis.text(column, 0, f"{name}: {scores[-1]}", ha="center", weight="bold")
+        for line, (answer, hit) in enumerate(zip(said, hits, strict=True), start=1):
+            frame = {"bbox": {"boxstyle": "round,pad=0.15", "fc": "#d9f0e3", "ec": "black"}} if hit else {}
+            axis.text(column, line, pictures.legible(answer, 18), ha="center", **frame)
+    left_out = f"; the first {most} of {len(words)} words" if len(words) > most else ""
+    axis.set_title(f"counted: {percent} % of the training text{left_out}" if words else "no word yet: write some")
+    return fig
+
+# %%
+live_picture(
+    guesses_figure,
+    alt="A table with a line for each word of a sentence: the hidden word, and what three guessers say in its place, "
+        "the right ones in a frame. The most frequent word is never right, the left neighbour for a few words, both "
+        "neighbours for more.",
+    sentence=Text(
+        "your sentence",
+        start="The country lies in Eastern Africa, bordering the Indian Ocean, between two other countries.",
+        strange=("", "日本の首都は東京です", "$x_1$ & <b>100 %</b>", "uncharacteristically " * 200),
+    ),
+    percent=Slider("training text that is counted (%)", (1, 2, 5, 10, 20, 50, 100), start=100),
+)
+
+# %% [markdown]
+# **What to see:** a frame is a hit. Guesses lean on what the factbook says often: write about your own street, and the
+# hits go. Count less of the text, and the third guesser falls back on the second: it has not met the pair of
+# neighbours. (The controls need a running notebook and obey the keyboard: Tab, arrow keys, Enter after writing. The
+# picture is the one at their start.)
 
 # %% [markdown]
 # ### Exercise 0.2 — The baseline · ★☆☆ · 5 minutes
