@@ -170,30 +170,10 @@ def run_layer(
     mixed = mixed.transpose(1, 2).reshape(rows * length, hidden)
     x = x.flatten(0, 1)
     if where is not None:  # what nobody scores is needed as key and value, and not behind that
-        mixed, x = at_places(mixed, where), at_places(x, where)
+        mixed, x = mixed[where], x[where]
     x = x + attention.Wo(mixed)
     x = x + layer.mlp(layer.mlp_norm(x))
     return x if where is not None else x.view(rows, length, hidden)
-
-
-def at_places(x: Float[Tensor, "positions hidden"], where: Int[Tensor, " slots"]) -> Float[Tensor, "slots hidden"]:
-    """``x[where]``, for places that are all different."""
-    return _AtPlaces.apply(x, where)
-
-
-class _AtPlaces(torch.autograd.Function):
-    """Each gradient is written to its place; indexing would add them up there, as two could share one."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, where: Tensor) -> Tensor:
-        ctx.save_for_backward(where)
-        ctx.positions = len(x)
-        return x.index_select(0, where)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (where,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.positions, gradient.shape[1]).index_copy(0, where, gradient), None
 
 
 def scores_loss(

@@ -55,17 +55,6 @@ def test_loss_and_gradients_are_the_encoders_own(model, batch, apart):
         assert error <= 1e-5 * float(gradient.abs().max()), name  # sums of some hundred fp32 terms
 
 
-def test_places_are_those_of_indexing_and_so_are_their_gradients():
-    torch.manual_seed(0)
-    x, where = torch.randn(9, 4, requires_grad=True), torch.tensor([7, 0, 3])
-    found = accelerated.at_places(x, where)
-    assert torch.equal(found, x[where])
-    weights = torch.randn(3, 4)
-    (ours,) = torch.autograd.grad(found, x, weights)
-    (theirs,) = torch.autograd.grad(x[where], x, weights)
-    assert torch.equal(ours, theirs)
-
-
 def test_layers_hand_on_bf16_if_told_and_the_loss_hardly_moves(model, batch):
     inputs, where, targets, _ = batch
     handed_on = []
