@@ -257,15 +257,14 @@ def guesses_figure(sentence, percent, most=14):
     fig, axis = plt.subplots(figsize=(8.5, 1.4 + 0.3 * len(asked)))
     axis.axis("off")
     axis.set(xlim=(-0.4, 3.5), ylim=(len(asked) + 0.5, -1))
-    axis.text(0, 0, "hidden word", ha="center", weight="bold")
+    axis.text(0, -0.3, "hidden word", ha="center", va="center", weight="bold")
     for line, (_, word, _) in enumerate(asked, start=1):
         axis.text(0, line, pictures.legible(word, 18), ha="center")
-    scores = []
     for column, (name, guess) in enumerate(three_guessers(percent).items(), start=1):
         said = [guess(left, right) for left, _, right in asked]
         hits = [answer == word for answer, (_, word, _) in zip(said, asked, strict=True)]
-        scores.append(f"{sum(hits)} of {len(hits)}")
-        axis.text(column, 0, f"{name}: {scores[-1]}", ha="center", weight="bold")
+        score = f"{name}\n{sum(hits)} of {len(hits)}"
+        axis.text(column, -0.3, score, ha="center", va="center", weight="bold")
         for line, (answer, hit) in enumerate(zip(said, hits, strict=True), start=1):
             frame = {"bbox": {"boxstyle": "round,pad=0.15", "fc": "#d9f0e3", "ec": "black"}} if hit else {}
             axis.text(column, line, pictures.legible(answer, 18), ha="center", **frame)
