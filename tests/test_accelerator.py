@@ -23,6 +23,7 @@ def tokens(tmp_path_factory):
 
 def test_all_contestants_learn_and_are_compared(tokens, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmarks, "MEASURED", tmp_path)
+    monkeypatch.setattr(accelerator, "ROUNDS", 2)
     given = ["run", "--size", "tiny", "--device", "cpu", "--tokens", str(tokens), "--seconds", "0.6", "--trial-seconds",
              "0.1", "--seeds", "1", "--looks", "3", "--no-compile"]  # fmt: skip
     assert accelerator.main(given) == 0
@@ -52,6 +53,7 @@ def test_all_contestants_learn_and_are_compared(tokens, tmp_path, monkeypatch, c
 
 def test_the_step_is_timed_whole_and_with_each_part_changed(tokens, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks, "MEASURED", tmp_path)
+    monkeypatch.setattr(accelerator, "ROUNDS", 2)
     given = ["parts", "--size", "tiny", "--device", "cpu", "--tokens", str(tokens), "--no-compile"]
     assert accelerator.main(given) == 0
     found = json.loads((tmp_path / "accelerator_tiny_parts.json").read_text())

@@ -214,7 +214,8 @@ def test_a_diverged_run_has_no_speed():
 
 def test_looks_come_ever_later_and_the_last_at_the_end(text):
     seconds = [at for at, _ in ladder.climb(small(Rung(), text), text, 2.0, 5).points]
-    assert seconds == pytest.approx([0.5, 0.71, 1.0, 1.41, 2.0], abs=0.2)  # a step, or a pause of the machine, late
+    late = [at - due for at, due in zip(seconds, [0.5, 0.5 * 2**0.5, 1.0, 2**0.5, 2.0], strict=True)]
+    assert all(0 <= one < 0.4 for one in late), late  # a step, or a pause of the machine
 
 
 def test_a_climb_that_cannot_be_is_refused(text):

@@ -184,8 +184,12 @@ def my_rows(answer: Answer, rng: Rng) -> None:
 @grader("6.4")
 def bytes_a_rank(answer: Answer, rng: Rng) -> None:
     """(weights, world, stage) -> bytes for weights, gradients and AdamW's moments in fp32."""
-    # with one rank, or nothing sharded, some mistakes look alike; so those come last
-    cases = [(rng.integer(10**6, 10**8), rng.integer(5, 64), stage) for stage in (1, 2, 3, 3, 0)]
+    # No number of ranks here divides its number of bytes: a share that is rounded shows. With one rank, or nothing
+    # sharded, some mistakes look alike; so those come last.
+    cases = []
+    for stage in (1, 2, 3, 3, 0):
+        world = rng.python.choice((7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61))
+        cases.append((world * rng.integer(10**5, 10**6) + rng.integer(1, 6), world, stage))
     cases += [(1_000_000, 1, stage) for stage in range(4)]
     for weights, world, stage in cases:
         got = answer(weights, world, stage)
