@@ -103,6 +103,22 @@ def test_a_copy_without_a_record_is_the_learners(folders):
     assert (work / "00_start_here.new.ipynb").exists()
 
 
+def test_arrow_keys_belong_to_a_list_of_choices_and_settings_of_the_learner_stay(folders):
+    lessons, work = folders
+    lab.prepare(lessons, work)
+    [settings] = (work / ".jupyter" / "settings").rglob("*.jupyterlab-settings")
+    rules = json.loads(settings.read_text())["shortcuts"]
+    places = Path(sys.prefix) / "share/jupyter/lab/schemas/@jupyterlab/notebook-extension/tracker.json"
+    theirs = [rule for rule in json.loads(places.read_text(encoding="utf-8"))["jupyter.lab.shortcuts"]
+              if rule["keys"] in (["ArrowUp"], ["ArrowDown"])]  # fmt: skip
+    switched_off = [rule for rule in rules if rule.get("disabled")]
+    assert [rule | {"disabled": True} for rule in theirs] == sorted(switched_off, key=lambda rule: rule["command"])
+    assert [rule["selector"] for rule in rules if "disabled" not in rule] == [lab.COMMAND_MODE + ":not(select)"] * 2
+    settings.write_text("{}")
+    lab.prepare(lessons, work)
+    assert settings.read_text() == "{}"
+
+
 def test_no_lessons_is_one_clear_line(folders, monkeypatch, capsys):
     _, work = folders
     monkeypatch.setattr(lab, "ROOT", work.parent / "elsewhere")

@@ -21,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = "00_start_here.ipynb"
+ARROWS = {"ArrowUp": "notebook:move-cursor-up", "ArrowDown": "notebook:move-cursor-down"}
+COMMAND_MODE = ".jp-Notebook.jp-mod-commandMode:not(.jp-mod-readWrite) :focus"  # where JupyterLab 4 obeys them
 
 
 def prepare(notebooks: Path, work: Path) -> list[str]:
@@ -51,7 +53,23 @@ def prepare(notebooks: Path, work: Path) -> list[str]:
             said.append(f"{work.name}/{beside.name}: the lesson was updated; your {own.name} stays as it is")
         origins[lesson.name] = now
     write(record, json.dumps(origins, indent=2) + "\n")
+    leave_arrows_to_lists(work)
     return said
+
+
+def leave_arrows_to_lists(work: Path) -> None:
+    """JupyterLab moves from cell to cell by arrow keys, also where they are pressed in a list of choices, which then
+    cannot be moved by keys. Here the list gets them. Settings that are there already are the learner's, and stay.
+    """
+    settings = work / ".jupyter" / "settings" / "@jupyterlab" / "shortcuts-extension" / "shortcuts.jupyterlab-settings"
+    if settings.exists():
+        return
+    shortcuts = []
+    for key, what in ARROWS.items():
+        shortcuts.append({"command": what, "keys": [key], "selector": COMMAND_MODE, "disabled": True})
+        shortcuts.append({"command": what, "keys": [key], "selector": f"{COMMAND_MODE}:not(select)"})
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    write(settings, json.dumps({"shortcuts": shortcuts}, indent=2) + "\n")
 
 
 def place_beside(own: Path, origins: dict[str, str]) -> Path:

@@ -33,9 +33,11 @@ from sslcourse.teaching import lab
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = "live_picture("  # in a source: a place of controls
 RUN = 600  # seconds that a lesson may take in the quick profile on a busy machine
+TRIES = 5  # a kernel that is said to be idle and still starts is given nothing to run
 START = 180  # seconds until JupyterLab answers
 MOVE = 30  # seconds until a picture has followed its control; it takes one or less on a quiet machine
 BOX = ".jp-OutputArea-output .widget-vbox:has(img.widget-image)"
+IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
 CONTROLS = "[role=slider], select, input[type=text]"
 
 
@@ -79,7 +81,8 @@ def jupyter() -> Iterator[str]:
                                   stderr=subprocess.DEVNULL)  # fmt: skip
         try:
             until(lambda: answers(f"http://localhost:{port}/api?token={token}"), START, "JupyterLab does not answer")
-            yield f"http://localhost:{port}/lab/tree/{{name}}.ipynb?token={token}"
+            # a workspace for each lesson, or the lab would open those before it again
+            yield f"http://localhost:{port}/lab/workspaces/{{name}}/tree/{{name}}.ipynb?token={token}"
         finally:
             server.kill()  # asked to end, it would first wait for kernels; they end with it
             server.wait()
@@ -95,10 +98,15 @@ def faults(page: Any, address: str, places: int) -> list[str]:
         until(lambda: shown.count() >= places, MOVE, "no picture")
     if (stored := shown.count()) < places:
         return [f"{stored} pictures before the first run, and there are {places} places of controls"]
-    page.set_default_timeout(1000 * RUN)
-    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.set_default_timeout(1000 * MOVE)
+    page.wait_for_selector(IDLE, timeout=1000 * START)
     boxes = page.locator(BOX)
+    page.set_default_timeout(1000 * RUN)
+    for _ in range(TRIES):
+        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        if boxes.count():
+            break
+        time.sleep(3)
+    page.set_default_timeout(1000 * MOVE)
     if boxes.count() != places:
         return [f"{boxes.count()} pictures with controls after the run in place of {places}"]
     return [line for at in range(places) for line in box_faults(page, boxes.nth(at))]
