@@ -215,7 +215,7 @@ def test_a_diverged_run_has_no_speed():
 def test_looks_come_ever_later_and_the_last_at_the_end(text):
     seconds = [at for at, _ in ladder.climb(small(Rung(), text), text, 2.0, 5).points]
     late = [at - due for at, due in zip(seconds, [0.5, 0.5 * 2**0.5, 1.0, 2**0.5, 2.0], strict=True)]
-    assert all(0 <= one < 0.4 for one in late), late  # a step, or a pause of the machine
+    assert all(0 <= one < 1 for one in late), late  # by a step, or while the machine runs another file of tests
 
 
 def test_a_climb_that_cannot_be_is_refused(text):
