@@ -4,7 +4,7 @@
                                                             # on a machine that has the corpus installed
     python -m benchmarks.accelerator run --size 30m         # on the GPU, from that file: five minutes
     python -m benchmarks.accelerator run --size 110m
-    python -m benchmarks.accelerator parts --size 110m      # what each part of this course's step brings: two minutes
+    python -m benchmarks.accelerator parts --size 110m      # what each part of this course's step brings: 90 seconds
     python -m benchmarks.accelerator run --size tiny --device cpu --seconds 2 --trial-seconds 1    # does it run at all?
 
 A GPU node needs torch, transformers, numpy, safetensors and psutil, this repository, and the file of tokens. On a
@@ -506,23 +506,16 @@ def attention_seconds(size: Size, device: torch.device) -> dict[str, float]:
     shape = (3, size.rows, size.heads, size.length, size.hidden // size.heads)
     given = torch.randn(shape, dtype=torch.bfloat16, device=device, requires_grad=True)
 
-    def seconds() -> float:
-        torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        for _ in range(ROUND_STEPS):
-            F.scaled_dot_product_attention(*given.unbind(0)).sum().backward()
-        torch.cuda.synchronize(device)
-        return (time.perf_counter() - began) / ROUND_STEPS
+    def work() -> None:
+        F.scaled_dot_product_attention(*given.unbind(0)).sum().backward()
 
     found = {}
     for name, kernel in KERNELS.items():
         with sdpa_kernel(kernel):
             try:
-                spent = [seconds() for _ in range(ROUNDS + 1)]
+                found[name] = precision.seconds(work, ROUNDS, device)
             except RuntimeError as error:  # not on this device
                 print(f"attention by {name}: {str(error).splitlines()[0]}", flush=True)
-                continue
-            found[name] = statistics.median(spent[1:])  # the first one chooses and loads
     return found
 
 

@@ -24,6 +24,7 @@ def pytest_collection_modifyitems(items):
     """The longest files come first, so that of two workers neither waits long for the other at the end."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
+
 LESSON = "01_tiny"
 SOURCE = '''# ---
 # jupyter:

@@ -79,6 +79,13 @@ def test_what_is_called_a_part_is_the_only_thing_that_changes(tokens):
     assert {name for name, one in found.items() if one.optimizer != "muon"} == {"AdamW for Muon"}
 
 
+def test_a_library_of_attention_that_this_device_lacks_is_named_and_left_out(capsys):
+    found = accelerator.attention_seconds(accelerator.SIZES["tiny"], torch.device("cpu"))
+    assert list(found) == ["flash"]
+    assert 0 < found["flash"] < 1
+    assert "attention by cudnn: " in capsys.readouterr().out
+
+
 def test_the_faster_library_of_attention_comes_first_for_everyone(monkeypatch):
     size = accelerator.SIZES["tiny"]
     assert accelerator.fastest_attention(size, torch.device("cpu"))[0] == {}

@@ -179,6 +179,7 @@ def test_a_race_is_kept_where_it_is_told_and_nowhere_else(given, where, tmp_path
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")] == [where]
     written = json.loads((tmp_path / where).read_text())
     assert written["command"].endswith(" ".join(["--seeds 1", *given]))
+    assert {float(at) for at in written["shorter"]} == {8.0, *(8 / part for part in command.SHORTER)}
 
 
 def test_a_race_runs_in_processes_and_writes_what_it_found(tmp_path, monkeypatch, capsys):
