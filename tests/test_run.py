@@ -42,7 +42,8 @@ def test_what_is_stored(stored):
     ledger = claims.stored(stored.root, stored.lesson)
     assert ledger.profile == "full"
     assert ledger.values == {"tiny-sum": 6.0, "tiny-count": 3.0, "tiny-error": 0.0, "tiny-loss": 2.25}
-    assert ledger.hash == claims.code_hash(stored.root, stored.lesson)
+    assert claims.stale.why(ledger.definitions, claims.definitions(stored.root, stored.lesson)) == []
+    assert {"the lesson's cells", "start"} <= ledger.definitions.keys()
     assert ledger.machine["torch"]
     assert ledger.command == "python -m sslcourse notebooks 01"
     assert ledger.minutes > 0

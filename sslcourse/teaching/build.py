@@ -24,8 +24,9 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
+from coursekit.stale import canonical
 from sslcourse.teaching import claims, quiz
-from sslcourse.teaching.claims import SOLUTION, canonical, to_stub
+from sslcourse.teaching.claims import SOLUTION, to_stub
 
 KINDS = ("learner", "student", "teacher")
 VERDICTS = {"learner": "not attempted yet", "student": "not attempted yet", "teacher": "passed"}  # of every check

@@ -7,28 +7,26 @@ An *exact* claim (a count, an error bound, FLOPs) holds on every machine, and a 
 *measured* one (a loss, a ratio of speeds) must hold in the stored ``full`` run; in a learner's run it may be missed,
 which is said and never raised. Prose prints the ledger's values: ``{{claim-id}}``.
 
-The ledger carries a hash of the code that made it. Comments, docstrings and prose do not count, so that mending a
-sentence does not ask for a new run; any change of code does.
+The ledger carries a hash of each definition that the run reached (``coursekit.stale``). Comments, docstrings and prose
+do not count, so that mending a sentence does not ask for a new run; any change of what the lesson runs does.
 
 What this module does not do: compute anything. Lessons do, through ``Lesson.record``.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
-import hashlib
 import html
 import json
 import math
 import re
-import textwrap
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from coursekit import stale
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ("quick", "full", "gpu")
@@ -38,22 +36,17 @@ ENFORCED_IN_QUICK = 3  # exact claims that every lesson enforces in its shortest
 
 REFERENCE = re.compile(r"\{\{\s*([a-z0-9]+(?:-[a-z0-9]+)*)\s*\}\}")
 SOLUTION = re.compile(r"(?ms)^([ \t]*)### BEGIN SOLUTION[ \t]*\n(.*?)^[ \t]*### END SOLUTION[ \t]*$")
+PICTURE = re.compile(r"""(?:!\[[^]]*]\(|<img [^>]*src=["'])([^)"':\s]+)""")  # a file, no address
 STUB = "return ...  # your code here"
 
-# Modules that grade, report or assemble: they do not change what a lesson measures.
-NOT_MEASURED = (
-    "sslcourse.cli",
-    "sslcourse.doctor",
-    "sslcourse.teaching.build",
-    "sslcourse.teaching.checks",
-    "sslcourse.teaching.claims",
-    "sslcourse.teaching.grade",
-    "sslcourse.teaching.lab",
-    "sslcourse.teaching.offline",
-    "sslcourse.teaching.progress",
-    "sslcourse.teaching.quiz",
-    "sslcourse.teaching.run",
-)
+SHOWN = 3  # changed definitions that the gate names; the rest is counted
+
+# Modules that grade, report or assemble: they do not change what a lesson measures. Whole names.
+NOT_MEASURED = tuple(f"sslcourse.teaching.{name}" for name in (
+    "assignments", "audit", "build", "checks", "claims", "colab", "glossary", "grade", "grade_box", "grade_read",
+    "grade_referee", "grade_wire", "grade_worker", "handout", "lab", "offline", "progress", "quiz", "readme", "run",
+    "site", "slides", "translation",
+))  # fmt: skip
 
 
 class ClaimError(ValueError):
@@ -237,7 +230,7 @@ class Ledger:
     profile: str
     values: dict[str, float]
     machine: dict[str, Any] = field(default_factory=dict)
-    hash: str = ""
+    definitions: dict[str, str] = field(default_factory=dict)  # name -> hash of all that the run depends on
     date: str = ""  # YYYY-MM-DD
     command: str = ""
     minutes: float = 0.0
@@ -340,87 +333,24 @@ def as_html(head: Row, rows: list[Row], above: Iterable[str] = ()) -> str:
     return f"{said}<table>\n<thead>{line(head, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
-# -- the hash of what was measured -------------------------------------------------------------------------------------
+# -- what was measured -------------------------------------------------------------------------------------------------
 
 
-def code_hash(root: Path, lesson: str) -> str:
-    """Hash of a lesson's code and of every module of this package that it imports, directly or not.
+def definitions(root: Path, lesson: str) -> dict[str, stale.Found]:
+    """What a lesson's run depends on: its cells, every definition that they reach, the figures and questions it shows.
 
-    In a percent script the markdown is comments, so the script's syntax tree is the lesson's code. Solutions are left
-    out: the stored run is the learner's notebook, which has none.
+    Solutions are left out: the stored run is the learner's notebook, which has none.
     """
     text = (root / "notebooks" / "source" / f"{lesson}.py").read_text(encoding="utf-8")
-    tree = ast.parse(to_stub(text))
-    parts = [canonical(tree)]
-    modules = _modules(root)
-    parts += [f"{name}={canonical(ast.parse(modules[name].read_text(encoding='utf-8')))}"
-              for name in sorted(_reachable(tree, modules))]  # fmt: skip
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    shown = {f"the picture {name}": root / "notebooks" / name for name in PICTURE.findall(text)}
+    shown["the quiz"] = root / "data" / "quiz" / f"{lesson[:2]}.json"
+    files = {name: path.read_bytes() for name, path in shown.items() if path.is_file()}
+    return stale.find(stale.snapshot(root), to_stub(text), shown=files, not_followed=NOT_MEASURED)
 
 
 def to_stub(text: str) -> str:
     """Source with every solution replaced by what the learner starts from."""
     return SOLUTION.sub(lambda match: match[1] + STUB, text)
-
-
-def canonical(node: Any) -> str:
-    """A syntax tree as text, without docstrings and positions; the same in every version of Python we support.
-
-    ``ast.dump`` will not do: it prints empty fields in some versions and not in others.
-    """
-    if isinstance(node, list):
-        return "[" + ",".join(map(canonical, node)) + "]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    parts = []
-    for name, value in ast.iter_fields(node):
-        if name == "body" and isinstance(node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            value = value[1:] if ast.get_docstring(node, clean=False) is not None else value
-        if value is not None and value != [] and name not in ("ctx", "type_comment", "type_ignores"):
-            parts.append(f"{name}={canonical(value)}")
-    return f"{type(node).__name__}({','.join(parts)})"
-
-
-def _modules(root: Path) -> dict[str, Path]:
-    """Name -> file of every module of the package, in ``root`` if it has one, else of the one that is installed."""
-    package = root / "sslcourse" if (root / "sslcourse").is_dir() else ROOT / "sslcourse"
-    found = {}
-    for path in package.rglob("*.py"):
-        parts = ("sslcourse", *path.relative_to(package).with_suffix("").parts)
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def _reachable(tree: ast.AST, modules: Mapping[str, Path]) -> set[str]:
-    seen: set[str] = set()
-    todo = list(_imports(tree, ""))
-    while todo:
-        name = todo.pop()
-        if name in seen or name not in modules or name.startswith(NOT_MEASURED):
-            continue
-        seen.add(name)
-        package = name if modules[name].name == "__init__.py" else name.rpartition(".")[0]
-        todo += _imports(ast.parse(modules[name].read_text(encoding="utf-8")), package)
-    return seen
-
-
-def _imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """Every module that a tree may import, at the top, inside a function or in a script that stands in a string, with
-    the packages above it."""
-    for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "import" in node.value:
-            with suppress(SyntaxError):  # most strings are prose
-                yield from _imports(ast.parse(textwrap.dedent(node.value)), package)
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
 
 
 # -- the gate ----------------------------------------------------------------------------------------------------------
@@ -459,8 +389,10 @@ def _problems(root: Path, lesson: str) -> list[str]:
         return [*found, f"{lesson}: no stored run: {remedy}"]
     if ledger.profile != "full":
         found.append(f"{lesson}: the stored run is of profile {ledger.profile!r}, not full: {remedy}")
-    if ledger.hash != code_hash(root, lesson):
-        found.append(f"{lesson}: the stored run is stale, its code has changed since {ledger.date}: {remedy}")
+    if changes := stale.why(ledger.definitions, definitions(root, lesson)):
+        more = f", and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+        what = ", ".join(changes[:SHOWN]) + more
+        found.append(f"{lesson}: the stored run is stale: {what} since {ledger.date}: {remedy}")
     found += [f"{lesson}: the stored run records {name!r}, which is no claim: {remedy}"
               for name in ledger.values if name not in claims]  # fmt: skip
     for claim in claims.values():

@@ -297,7 +297,7 @@ def store(root: Path, lessons: list[str], profile: str = "full") -> int:
 def store_one(root: Path, lesson: str, profile: str) -> Outcome:
     notebook = build.build(root, lesson, "learner")
     outcome = new_outcome(notebook, lesson, profile)
-    fingerprint = claims.code_hash(root, lesson)  # before the run: a source edited meanwhile must be stale
+    reached = claims.definitions(root, lesson)  # before the run: a source edited meanwhile must be stale
     cells = len(build.code_cells(notebook))
     with tempfile.TemporaryDirectory() as scratch, tqdm(total=cells, desc=lesson, unit="cell") as bar:
         record = Path(scratch) / "ledger.json"
@@ -317,7 +317,8 @@ def store_one(root: Path, lesson: str, profile: str) -> Outcome:
     judge_budget(outcome)
     if outcome.red or ledger is None:
         return outcome
-    ledger.hash, ledger.date = fingerprint, datetime.date.today().isoformat()
+    ledger.definitions = {name: found.hash for name, found in reached.items()}
+    ledger.date = datetime.date.today().isoformat()
     ledger.command = f"python -m sslcourse notebooks {lesson[:2]}"
     ledger.minutes, ledger.peak_memory_mb = round(outcome.minutes, 2), round(outcome.peak_mb)
     ledger.write(claims.ledger_path(root, lesson))

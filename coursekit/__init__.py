@@ -1,0 +1,1 @@
+"""What makes a course out of lessons; it knows nothing of the course's subject."""
