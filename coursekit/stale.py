@@ -457,7 +457,7 @@ def figures(tree: ast.AST, strings: Iterable[str], files: Iterable[str]) -> set[
     found = {stem for stem in stems for one in said if one in (stem, f"{stem}.json") or _globs(one, f"{stem}.json")}
     for node in ast.walk(tree):
         name = _template(node).rpartition("/")[2]
-        if HOLE in name and re.search(r"\w{4}", name):
+        if re.search(r"\w{4}", name):
             pattern = re.compile("(.*)".join(map(re.escape, name.removesuffix(".json").split(HOLE))))
             fits = {stem: match.groups() for stem in stems if (match := pattern.fullmatch(stem))}
             found |= {stem for stem, holes in fits.items() if said.issuperset(holes)} or set(fits)
