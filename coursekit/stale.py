@@ -44,12 +44,13 @@ PURE = {
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 SCOPES = (*FUNCTIONS, ast.ClassDef, ast.Lambda, *COMPREHENSIONS)
-ASSIGNMENTS = (ast.Assign, ast.AnnAssign, ast.AugAssign)
+SIMPLE = (*FUNCTIONS, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.AugAssign)
 
 Reference = tuple[str, str]  # a module, and what of it: a definition's name or one of these
 MODULE, ALL, SCRIPT, STARTED, LOADED = "the module", "all definitions", "its script", "all and script", "being imported"
 WHOLE = (MODULE, ALL, STARTED)
 HOLE = "\0"  # in a string, what cannot be read off it
+FILLED = "hole_"  # the same, where it must look like a name
 
 
 class Found(NamedTuple):
@@ -193,8 +194,9 @@ class Module:
         for name in names:
             self.definitions[name].append(node)
         registered = {last_name(one) for one in getattr(node, "decorator_list", ())} - PURE
-        acts = any(isinstance(part, (ast.Expr, ast.Delete)) for part in within([node]))
-        if registered or acts or not names:
+        changes = any(isinstance(part, (ast.Attribute, ast.Subscript)) and not isinstance(part.ctx, ast.Load)
+                      for part in within([node]))  # fmt: skip
+        if registered or changes or not names or not isinstance(node, SIMPLE):
             self.effects.append(node)
 
 
@@ -328,8 +330,7 @@ class Reader:
             case ast.Constant(value=str(value)):
                 return self._string(value)
             case ast.JoinedStr():
-                said = self._string("".join(getattr(part, "value", "") if isinstance(part, ast.Constant) else "hole"
-                                            for part in node.values))  # fmt: skip
+                said = self._string(_template(node).replace(HOLE, FILLED)).replace(FILLED, "hole")
                 return said + canonical([part for part in node.values if isinstance(part, ast.FormattedValue)],
                                         self.special)  # fmt: skip
             case ast.Call():
@@ -431,9 +432,13 @@ class Reader:
 
     def _started(self, match: re.Match) -> str:
         before, name = [group for group in match.groups() if group is not None]
-        if "." not in name or not (modules := self.packages.parents(name)[1:]):
+        known, hole, _ = name.partition(FILLED)
+        modules = self.packages.parents(name)[-1:] if "." in known else []
+        if hole and modules:
+            modules = [one for one in self.packages.modules if one.startswith(known)]
+        elif "." not in "".join(modules):
             return match[0]
-        self.references.add((modules[-1], STARTED))
+        self.references |= {(one, STARTED) for one in modules}
         return before + MODULE
 
     def _script(self, tree: ast.Module) -> str:

@@ -94,6 +94,15 @@ def test_outputs_are_kept_while_the_code_is_the_same(stored):
     assert build.drift(stored.root) == []
 
 
+def test_outputs_are_kept_when_a_cell_only_imports_otherwise(stored):
+    before = outputs(stored.notebook)
+    stored.plant("from sslcourse.teaching.checks import check\n", "from sslcourse.teaching import checks\n")
+    stored.plant('check("1.1"', 'checks.check("1.1"')
+    assert build.write_learner(stored.root, stored.lesson)
+    assert outputs(stored.notebook) == before
+    assert stored.gate() == []
+
+
 def test_outputs_are_dropped_when_code_changes(stored):
     stored.plant("numbers = [1, 2, 3]", "numbers = [1, 2, 3, 4]")
     assert not build.write_learner(stored.root, stored.lesson)

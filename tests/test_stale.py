@@ -92,6 +92,8 @@ def added():
     return 1
 
 print("loaded")
+for letter in "ab":
+    ALL[letter] = lonely
 
 def call(name):
     return ALL[name]()
@@ -166,7 +168,8 @@ MARKED = {"trained", "lazy", "model"}  # its decorator may do anything when the 
         pytest.param("models", "@marked\n", "", MARKED, id="decorator taken away"),
         pytest.param("base", "return function", "return lambda: function()", MARKED, id="body of a decorator"),
         pytest.param("models", "return x - 1", "return x - 2", NOBODY, id="same name elsewhere"),
-        pytest.param("base", "return x\n", "return -x\n", {"stars", "tool"}, id="its neighbours are imported"),
+        pytest.param("base", "return x\n", "return -x\n", {"stars", "tool", "registry"},
+                     id="its neighbours are imported"),
         pytest.param("base", '"""Words."""', '"""Other words."""', NOBODY, id="docstring"),
         pytest.param("base", "# why", "# because", NOBODY, id="comment"),
         pytest.param("base", "return x + 1", "return (\n        x +  1)", NOBODY, id="layout"),
@@ -179,6 +182,7 @@ MARKED = {"trained", "lazy", "model"}  # its decorator may do anything when the 
         pytest.param("tool/__main__", "lonely(1)", "lonely(2)", {"tool"}, id="what a started package does"),
         pytest.param("registry", "return 1", "return 2", {"registry"}, id="registered by a decorator"),
         pytest.param("registry", '"loaded"', '"ready"', {"registry"}, id="side effect"),
+        pytest.param("registry", '"ab"', '"abc"', {"registry"}, id="a loop that fills a table"),
         pytest.param("__init__", '"TOY", "1"', '"TOY", "2"', {*LESSONS} - {"figures", "runs", "quiz"},
                      id="side effect of the package"),
         pytest.param("__init__", "WHERE[name]", "PLACES[name]", NOBODY, id="how a facade finds its names"),
@@ -211,6 +215,12 @@ def test_a_hole_that_nothing_fills_is_every_file_that_fits():
     walk = toy(lessons={"runs": "print(f'run_{count}.json', MEASURED / ('o' + 'ne.json'))"})["runs"]
     assert {"run_ten.json", "run_all.json", "one.json"} <= walk.keys()
     assert "two.json" not in walk
+
+
+def test_a_hole_in_a_modules_name_is_every_module_that_fits():
+    walk = toy(lessons={"ranks": "run(f'toy.r{name}')"})["ranks"]
+    assert {"main", "now", "added"} <= walk.keys()
+    assert "trained" not in walk
 
 
 def test_a_quiz_counts_where_it_is_shown():

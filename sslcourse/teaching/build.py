@@ -24,7 +24,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from coursekit.stale import canonical
+from coursekit.stale import CELLS, canonical
 from sslcourse.teaching import claims, quiz
 from sslcourse.teaching.claims import SOLUTION, to_stub
 
@@ -120,17 +120,24 @@ def to_bytes(notebook: NotebookNode) -> bytes:
 def write_learner(root: Path, lesson: str, executed: NotebookNode | None = None) -> bool:
     """Write the committed notebook; outputs come from ``executed``, else from the one that is there.
 
-    They are kept if no code cell has changed (comments aside); the return value says whether the notebook has them.
+    They are kept if no code cell has changed (comments aside), or none but in how it imports: then the cells are to
+    the ledger what they were. The return value says whether the notebook has them.
     """
     path = notebook_path(root, lesson)
     notebook = build(root, lesson)
     if executed is None and path.exists():
         executed = nbformat.read(path, as_version=4)
-    kept = executed is not None and same_code(executed, notebook)
+    kept = executed is not None and (same_code(executed, notebook) or _same_to_the_ledger(root, lesson, executed))
     if kept:
         carry(executed, notebook)
     save(notebook, path)
     return kept
+
+
+def _same_to_the_ledger(root: Path, lesson: str, executed: NotebookNode) -> bool:
+    ledger, now = claims.stored(root, lesson), claims.definitions(root, lesson)
+    runs = len(code_cells(executed)) == len(code_cells(build(root, lesson)))
+    return runs and ledger is not None and ledger.definitions.get(CELLS) == now[CELLS].hash
 
 
 def carry(executed: NotebookNode, notebook: NotebookNode) -> None:
