@@ -1,4 +1,4 @@
-"""Which learning rate for which task of lesson 04? Three each, on the validation countries, two seeds.
+"""Which learning rate for which task of lesson fine_tuning? Three each, on the validation countries, two seeds.
 
     python -m benchmarks.choices
 

@@ -1,4 +1,4 @@
-"""Every rung of lesson 08's ladder with several seeds, and what the order of the changes does.
+"""Every rung of lesson efficiency_ladder's ladder with several seeds, and what the order of the changes does.
 
     python -m benchmarks.ladder                     # 3 seeds, 20 s each; about forty minutes on two cores
     python -m benchmarks.ladder --text FOLDER       # another corpus
@@ -55,7 +55,7 @@ def _below(name: str, field: str) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ladder", description="Every rung of lesson 08.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ladder", description="Every rung of the ladder.")
     parser.add_argument("--seconds", type=float, default=20.0, help="training time of a rung")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--text", help="a folder of text files in place of the factbook")

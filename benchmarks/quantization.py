@@ -1,14 +1,14 @@
-"""Every route to int8 beside fp32 on a task: score, size, latency. Lesson 07 shows the stored figures beside its own.
+"""Every route to int8 beside fp32 on a task: score, size, latency. Its lesson shows the stored figures.
 
     python -m benchmarks.quantization --encoder minilm      # with the extra `minilm` installed: 22 M real weights
     python -m benchmarks.quantization --encoder course      # this course's own, 1 M
     python -m benchmarks.quantization --device cuda         # bf16, int8 and fp8 on a GPU, random weights
 
-The first two fine-tune on the person names of lesson 04 with each seed (800 sentences, the rate that lesson 04 found),
-quantize every fine-tuned model by every route, and score it on the test countries: token F1 beside fp32's own, seed by
-seed. Latency is interleaved with fp32's, some routes more than the lesson has (``torch.compile`` takes half a minute to
-start). Writes ``data/measured/quantization_<encoder>.json``, with machine, versions, date and command. Let nothing else
-run.
+The first two fine-tune on the person names of lesson fine_tuning with each seed (800 sentences, the rate that lesson
+fine_tuning found), quantize every fine-tuned model by every route, and score it on the test countries: token F1 beside
+fp32's own, seed by seed. Latency is interleaved with fp32's, some routes more than the lesson has (``torch.compile``
+takes half a minute to start). Writes ``data/measured/quantization_<encoder>.json``, with machine, versions, date and
+command. Let nothing else run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How strong should each remedy of lesson 09 be? Three strengths each, on the validation countries, three seeds.
+"""How strong should each remedy of generalization be? Three strengths each, on the validation countries, three seeds.
 
     python -m benchmarks.remedies
     python -m benchmarks.remedies --confirm       # afterwards: some of them on the test countries, with twenty seeds

@@ -1,4 +1,4 @@
-"""What do learning rate, schedule and warm-up do to the curve of the held-out loss? Stored, so that lesson 08 can ask.
+"""What do learning rate, schedule and warm-up do to the curve of the held-out loss? Stored, for lessons.
 
     python -m benchmarks.schedules                        # 54 settings, 10 s each; about thirteen minutes on two cores
     python -m benchmarks.schedules --seeds 3 --seconds 20 # steadier, an hour and ten minutes

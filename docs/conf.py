@@ -1,4 +1,4 @@
-"""Sphinx's settings, each with its reason. ``make site`` calls it; ``sslcourse.teaching.site`` makes what it reads."""
+"""Sphinx's settings, each with its reason. ``make site`` calls it; ``coursekit.site`` makes what it reads."""
 
 import importlib.util
 import re
@@ -69,7 +69,7 @@ mathjax3_config = {"options": {"enableMenu": False}}  # the menu makes every for
 # -- translation --
 gettext_compact = "site"  # one catalogue
 gettext_uuid = False
-locale_dirs = ["../locale"]  # written by sslcourse.teaching.translation
+locale_dirs = ["../locale"]  # written by coursekit.translation
 
 
 def setup(app):

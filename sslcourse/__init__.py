@@ -4,7 +4,7 @@ Floors, lowest first; a module imports only from those before it:
 
     corpus, tokenizer, masking, loss, floor -> encoder, checkpoint -> recipe, tape -> pretraining -> teaching/ -> cli
 
-Nothing below ``sslcourse.teaching`` imports Jupyter or a plotting library: the training side runs on a
+Nothing below ``coursekit`` imports Jupyter or a plotting library: the training side runs on a
 bare node that has torch, transformers, numpy, accelerate and safetensors.
 """
 

@@ -1,8 +1,8 @@
 """A pretraining step for a GPU: fixed shapes, masks drawn on the device, documents kept apart, layers compiled.
 
-On two cores none of this pays (lesson 08 has ``torch.compile`` measured), and lessons do without it. On a GPU a step is
-so short that whatever waits costs: for the host's random numbers, for a count of masks that only the device knows, for
-many small kernels. So here
+On two cores none of this pays (lesson efficiency_ladder has ``torch.compile`` measured), and lessons do without it.
+On a GPU a step is so short that whatever waits costs: for the host's random numbers, for a count of masks that only the
+device knows, for many small kernels. So here
 
     DeviceTape     all tokens on the device, cut into rows there
     draw_masks     the same number of masks in every row, so that no shape ever changes and nothing has to be asked
@@ -12,7 +12,7 @@ many small kernels. So here
 
 The model is ``EncoderForMaskedLM``, unchanged; only how its weights are run through differs, and
 ``tests/test_accelerated.py`` holds loss and gradients against its own. ``benchmarks/accelerator.py`` measures it.
-What this module does not do: checkpoints, schedules, several GPUs (``pretrain``, and lesson 06).
+What this module does not do: checkpoints, schedules, several GPUs (``pretrain``, and lesson distributed_training).
 """
 
 from __future__ import annotations

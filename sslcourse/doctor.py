@@ -37,19 +37,7 @@ MIN_RAM, MIN_DISK = 4.0, 2.0  # GB
 MIN_VERSIONS = {"torch": "2.11", "transformers": "5.17"}  # as in pyproject.toml; a test compares
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "accelerate", "safetensors", "datasets", "jupyterlab")
 LESSON_PACKAGES = ("datasets", "matplotlib", "jupyterlab", "papermill", "ipywidgets")
-LESSONS = {
-    "00": "start_here",
-    "01": "loss_derivation",
-    "02": "masking_dataset",
-    "03": "mlm_pretraining",
-    "04": "fine_tuning",
-    "05": "mixed_precision",
-    "06": "distributed_training",
-    "07": "quantization",
-    "08": "efficiency_ladder",
-    "09": "generalization",
-    "10": "pruning_and_sparsity",
-}
+LESSONS = Path(__file__).resolve().parents[1] / "notebooks" / "source"  # one folder each, in a clone
 LESSON_GB = 4.5  # what the largest lesson may use: the largest budget in memory of a full run
 PAYS = 1.2  # from this ratio on, bf16 is worth its lower precision
 INSTALL = "run `make lab`, or: pip install -c constraints.txt -e '.[lessons,test]'"
@@ -148,16 +136,17 @@ def problems(found: Machine) -> list[str]:
 
 
 def advice(found: Machine) -> list[tuple[str, str, str]]:
-    """(lesson, verdict, sentence) for lessons 00 to 10; the verdict is ready, slower, tight or missing."""
-    return [(lesson, *_verdict(lesson, found)) for lesson in LESSONS]
+    """(lesson, verdict, sentence) for each lesson of this clone; the verdict is ready, slower, tight or missing."""
+    return [(path.name, *_verdict(path.name[3:], found)) for path in sorted(LESSONS.glob("[0-9][0-9]_*"))]
 
 
 def _verdict(lesson: str, found: Machine) -> tuple[str, str]:
-    if not found.data_files and lesson != "01":
+    if not found.data_files and lesson != "loss_derivation":
         return "missing", "needs the data: see the problems"
     if found.ram_available < LESSON_GB and not found.gpu:
         return "tight", f"only {found.ram_available:.1f} GB of memory are free: close other programs and kernels first"
-    special = {"03": _training, "05": _precision, "06": _ranks, "07": _int8, "08": _training}
+    special = {"mlm_pretraining": _training, "mixed_precision": _precision, "distributed_training": _ranks,
+               "quantization": _int8, "efficiency_ladder": _training}  # fmt: skip
     return special.get(lesson, _plain)(found)
 
 
@@ -221,6 +210,16 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
             if key.strip() == "model name":
                 return " ".join(value.split())
     return sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine() or "unknown"
+
+
+def described() -> dict[str, object]:
+    """What a reader must know about a machine to judge a measured number."""
+    return {
+        "cpu": cpu_name(),
+        "cores": allowed_cores(),
+        "bf16": bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 def sysctl(key: str) -> str:
@@ -348,7 +347,7 @@ def report(found: Machine) -> str:
     lines = ["This machine"]
     lines += [textwrap.fill(f"  {name:<12}{value}", 110, subsequent_indent=" " * 14) for name, value in _rows(found)]
     lines += ["", "What it means for each lesson"]
-    lines += [f"  {number} {LESSONS[number]:<22}{verdict:<9}{why}" for number, verdict, why in advice(found)]
+    lines += [f"  {lesson:<25}{verdict:<9}{why}" for lesson, verdict, why in advice(found)]
     wrong = problems(found)
     lines += ["", "Problems" if wrong else "No problems: the course runs here."]
     return "\n".join(lines + [f"  ✗ {problem}" for problem in wrong])

@@ -162,9 +162,9 @@ class _Pretrained(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """The library's start, a normal distribution of standard deviation 0.02, unless a layer says otherwise.
 
-        0.02 suits a width of 768 and is far too small at 128: training then sits on the unigram plateau (lesson 08
-        measures it). So what reads the residual stream starts at its width's own scale, what writes to it starts at
-        zero, and each layer is the identity at first (Zhang et al. 2019, arXiv 1901.09321).
+        0.02 suits a width of 768 and is far too small at 128: training then sits on the unigram plateau (lesson
+        efficiency_ladder measures it). So what reads the residual stream starts at its width's own scale, what writes
+        to it starts at zero, and each layer is the identity at first (Zhang et al. 2019, arXiv 1901.09321).
         """
         super()._init_weights(module)
         if hasattr(module, "start"):

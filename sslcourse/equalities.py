@@ -5,7 +5,7 @@
     torchrun --nproc-per-node=4 -m sslcourse.equalities data_parallel --hidden-size 96 --layers 3 --dtype float64
 
 Every rank builds the whole batch itself, and from it the gradients that one process would have, so that nothing needs
-to be sent to compare. Lesson 06 shows these numbers, and the tests hold them to their bounds.
+to be sent to compare. Lesson distributed_training shows these numbers, and the tests hold them to their bounds.
 """
 
 from __future__ import annotations

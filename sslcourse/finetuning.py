@@ -11,7 +11,7 @@ all share one ``fit``. ``untrained(body)`` is the same network from random weigh
 worth beside that.
 
 Scores are in ``scores``, LoRA in ``lora``. What this module does not do: choose hyper-parameters, keep the best of
-several evaluations, use several devices. Lesson 09 builds the first two from these pieces.
+several evaluations, use several devices. Lesson generalization builds the first two from these pieces.
 """
 
 from __future__ import annotations
@@ -416,7 +416,7 @@ class Settings:
 
     steps: int = 200
     batch_size: int = 16
-    learning_rate: float = 1e-3  # a small encoder bears more than the 2e-5 of large ones; lesson 04 measures it
+    learning_rate: float = 1e-3  # a small encoder bears more than 2e-5, which suits large ones (lesson fine_tuning)
     warmup: float = 0.1  # share of the steps; then down to zero in a line
     weight_decay: float = 0.01
     layer_decay: float = 1.0
@@ -448,7 +448,7 @@ class Settings:
 
 
 def backward(model: nn.Module, batch: Batch) -> Tensor:
-    """Gradients of the batch's loss; returns the loss. Lesson 09 puts other functions in its place."""
+    """Gradients of the batch's loss; returns the loss. Lesson generalization puts other functions in its place."""
     loss = model(**batch).loss
     loss.backward()
     return loss.detach()
@@ -645,7 +645,7 @@ def open_encoder(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
 
 
 def _open_body(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
-    """In fp32, whatever the file holds: weights of 16 bits lose small updates (lesson 05)."""
+    """In fp32, whatever the file holds: weights of 16 bits lose small updates (lesson mixed_precision)."""
     ours = (config.model_type == "modernbert" and set(config.layer_types) == {"full_attention"}
             and config.architectures == ["ModernBertForMaskedLM"])  # fmt: skip
     options = {"use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}

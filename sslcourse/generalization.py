@@ -9,7 +9,7 @@ Each fits into one of ``finetuning.fit``'s two hooks, so each can be measured al
 another kind that comes with Python, and ``continue_pretraining`` on it; and ``probe`` and ``integrated_gradients`` to
 ask what a model knows and what an answer rests on.
 
-What this module does not do: search hyper-parameters (lesson 09 hands that to Optuna), or choose among the above.
+What this module does not do: search hyper-parameters (its lesson hands that to Optuna), or choose among the above.
 """
 
 from __future__ import annotations

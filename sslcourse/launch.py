@@ -2,9 +2,9 @@
 
     python -m torch.distributed.run --standalone --nproc-per-node=2 -m MODULE ...
 
-is what it runs, on this machine; on several machines a scheduler runs the same line on each (lesson 06). What a
-notebook cannot do well is spawn by itself: functions of a notebook cannot be sent to new processes, outputs interleave,
-and another rank's error drowns the one that caused it.
+is what it runs, on this machine; on several machines a scheduler runs the same line on each (lesson
+distributed_training). What a notebook cannot do well is spawn by itself: functions of a notebook cannot be sent to new
+processes, outputs interleave, and another rank's error drowns the one that caused it.
 """
 
 from __future__ import annotations

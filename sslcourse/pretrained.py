@@ -1,4 +1,4 @@
-"""The encoder that lesson 03 pretrains, for the lessons that start from it.
+"""The encoder that lesson mlm_pretraining pretrains, for the lessons that start from it.
 
     run = pretrained.load()        # from data/cache, or made from its recipe when it is not there
     run.model, run.tokenizer

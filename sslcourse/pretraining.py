@@ -11,7 +11,7 @@ positions only. Then ``pretrain``, which is what a small machine needs:
   of steps that was interrupted and resumed ends with the same bits as one that was not;
 * a watch on the loss: if it is no number or jumps, the last good state is restored, and that is reported.
 
-What it does not do: several processes (lesson 06), other objectives, hyper-parameter search.
+What it does not do: several processes (lesson distributed_training), other objectives, hyper-parameter search.
 """
 
 from __future__ import annotations

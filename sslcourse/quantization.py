@@ -11,7 +11,8 @@
     static_int8_onnx(file, other, batches)   # ... or measured beforehand, on calibration data
 
 Read it top to bottom: a grid, a product of integers, a layer, a model, and at the end the libraries. What this module
-does not do: kernels. The product of integers is torch's; how fast that is beside the others, lesson 07 measures.
+does not do: kernels. The product of integers is torch's; how fast that is beside the others, lesson quantization
+measures.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ A step takes the time of its arithmetic, plus that part of its communication whi
 
 What it leaves out: stragglers, congestion, the input pipeline, failures, and that DDP's buckets and FSDP's layers are
 many rings in place of one, each with its own latencies. It is a rule for thinking, with its error measured on
-configurations that it has not seen (lesson 06).
+configurations that it has not seen (lesson distributed_training).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ os.environ.update({"MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFL
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 sys.path.insert(0, str(Path(__file__).parent))  # tests may import each other's helpers
 
-from sslcourse.teaching import offline
+from coursekit import offline
 
 offline.guard()
 
@@ -25,20 +25,22 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
+ROOT = Path(__file__).resolve().parents[1]
 LESSON = "01_tiny"
+PROJECT = '[tool.coursekit]\npackage = "sslcourse"\n'
 SOURCE = '''# ---
 # jupyter:
 #   jupytext:
 #     text_representation: {extension: .py, format_name: percent}
 #   kernelspec: {display_name: Python 3, language: python, name: python3}
-#   sslcourse:
+#   coursekit:
 #     budget:
 #       quick: {minutes: 1.0, memory_mb: 1500}
 #       full: {minutes: 1.0, memory_mb: 1500}
 # ---
 
 # %% [markdown]
-# # 01 · Tiny
+# # Tiny
 #
 # In the stored run the sum was {{tiny-sum}}, and the loss {{tiny-loss}} nats.
 
@@ -46,12 +48,12 @@ SOURCE = '''# ---
 profile = "auto"
 
 # %%
-from sslcourse.teaching.lesson import start
-lesson = start("01_tiny", profile)
+from coursekit import start
+lesson = start("tiny", profile)
 
 # %%
 # planted faults go below this line
-from sslcourse.teaching.checks import check
+from coursekit import check
 numbers = [1, 2, 3]
 lesson.record("tiny-sum", sum(numbers))
 lesson.record("tiny-count", len(numbers))
@@ -60,7 +62,7 @@ lesson.record("tiny-loss", lesson.choose(quick=3.25, full=2.25))
 print(lesson.profile)
 
 # %% [markdown]
-# ### Exercise 1.1 — The masked mean · ★☆☆ · 5 minutes
+# ### Exercise masked_mean_loss — The masked mean · ★☆☆ · 5 minutes
 
 # %% tags=["exercise"]
 def masked_mean_loss(logits, labels):
@@ -73,7 +75,7 @@ def masked_mean_loss(logits, labels):
 
 
 # %% tags=["check", "nbval-check-output"]
-check("1.1", masked_mean_loss)
+check("masked_mean_loss", masked_mean_loss)
 
 # %% [markdown] tags=["hints"]
 # <details><summary>Hint 1</summary>First keep the scored rows.</details>
@@ -129,10 +131,10 @@ class Course:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.source = root / "notebooks" / "source" / f"{LESSON}.py"
+        self.folder = root / "notebooks" / "source" / LESSON
+        self.source, self.graders = self.folder / "lesson.py", self.folder / "graders.py"
+        self.claims, self.ledger = self.folder / "claims.toml", self.folder / "ledger.json"
         self.notebook = root / "notebooks" / f"{LESSON}.ipynb"
-        self.claims = root / "data" / "claims" / f"{LESSON}.toml"
-        self.ledger = root / "data" / "ledger" / f"{LESSON}.json"
 
     def plant(self, old: str, new: str, path: Path | None = None) -> None:
         """Replace a text that must be there."""
@@ -141,22 +143,33 @@ class Course:
         assert old in text, f"{old!r} is not in {path.name}, so nothing was planted"
         path.write_text(text.replace(old, new))
 
+    def add(self, lesson: str) -> Path:
+        """Another lesson, never run, in which everything has another name of one word; its folder."""
+        folder, name = self.folder.with_name(lesson), lesson[3:]
+        folder.mkdir()
+        for part in (self.source, self.claims):
+            text = part.read_text().replace("tiny", name).replace("masked_mean_loss", f"{name}_loss")
+            (folder / part.name).write_text(text)
+        return folder
+
     def run(self, profile: str = "quick", kind: str = "teacher"):
-        from sslcourse.teaching import run
+        from coursekit import run
 
         return run.run_one(self.root, LESSON, profile, kind, self.root / "build")
 
     def gate(self) -> list[str]:
-        from sslcourse.teaching import build, claims
+        from coursekit import claims, gate
 
-        return build.drift(self.root) + claims.problems(self.root)
+        return gate.drift(self.root) + claims.problems(self.root)
 
 
 def write_course(root: Path) -> Course:
     course = Course(root)
-    for path, text in ((course.source, SOURCE), (course.claims, CLAIMS)):
-        path.parent.mkdir(parents=True)
-        path.write_text(text)
+    course.folder.mkdir(parents=True)
+    graders = (ROOT / "notebooks" / "source" / "01_loss_derivation" / "graders.py").read_text(encoding="utf-8")
+    for path, text in ((course.source, SOURCE), (course.claims, CLAIMS), (course.graders, graders)):
+        path.write_text(text, encoding="utf-8")
+    (root / "pyproject.toml").write_text(PROJECT, encoding="utf-8")
     return course
 
 
@@ -169,7 +182,7 @@ def tiny(tmp_path: Path) -> Course:
 @pytest.fixture(scope="session")
 def stored_course(tmp_path_factory: pytest.TempPathFactory) -> Course:
     """A course with its outputs stored, once for all tests; take ``stored`` for a copy."""
-    from sslcourse.teaching import run
+    from coursekit import run
 
     course = write_course(tmp_path_factory.mktemp("stored") / "course")
     assert run.store(course.root, [LESSON]) == 0

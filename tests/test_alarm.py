@@ -2,16 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import nbformat
 import pytest
 from test_exercises import let_through
 
-from sslcourse.teaching import claims
-from sslcourse.teaching.checks import Wrong, grade, grader
-from sslcourse.teaching.checks import _graders as graders
+from coursekit import checks
+from coursekit.checks import Wrong, grade, grader
 
-ROOT = claims.ROOT
+ROOT = Path(__file__).resolve().parents[1]
 MARK = "# planted faults go below this line"
 
 
@@ -54,7 +54,7 @@ FAULTS = {
         ["it tried the network: example.org"]),
     "an unattempted exercise": (
         [("return (rows.logsumexp(-1) - right).mean()", "return ...")],
-        ["a cell raised CheckFailed", "Exercise 1.1: not attempted yet"]),
+        ["a cell raised CheckFailed", "Exercise masked_mean_loss: not attempted yet"]),
 }  # fmt: skip
 
 
@@ -70,7 +70,8 @@ def test_a_run_is_red(green_run, tiny, fault):
 
 def test_a_learners_run_is_green_without_answers_and_red_with_one(tiny):
     assert tiny.run(kind="learner").problems == []
-    tiny.plant('check("1.1", masked_mean_loss)', "print('passed')\ncheck(\"1.1\", lambda logits, labels: 0.0)")
+    tiny.plant('check("masked_mean_loss", masked_mean_loss)',
+               "print('passed')\ncheck(\"masked_mean_loss\", lambda logits, labels: 0.0)")
     assert "should say 'not attempted yet'" in "\n".join(tiny.run(kind="learner").problems)
 
 
@@ -113,7 +114,7 @@ def test_comments_and_docstrings_are_not_code(stored):
         ("claims", 'kind = "measured"', 'kind = "mesured"', "claim 'tiny-loss': field 'kind'"),
         ("ledger", '"profile": "full"', '"profile": "quick"', "not full"),
         ("ledger", '"tiny-sum": 6.0', '"tiny-sum": NaN', "out of bounds"),
-        ("ledger", '"start": "', '"start": "0', "`start` (sslcourse/teaching/lesson.py) has changed"),
+        ("ledger", '"start": "', '"start": "0', "`start` (coursekit/lesson.py) has changed"),
         ("notebook", "The masked mean", "The mean", "source differs"),
         ("notebook", '"cells": [', '"cells": [{"cell_type": "raw", "id": "x", "metadata": {}, "source": []},', "cells"),
     ],
@@ -166,13 +167,13 @@ def test_the_gate_is_red_for_other_traces(stored, fault):
 
 def test_a_changed_definition_makes_the_ledger_stale(stored):
     """A lesson's numbers come from the package too; its docstrings do not count."""
-    shutil.copytree(ROOT / "sslcourse", stored.root / "sslcourse", ignore=shutil.ignore_patterns("__pycache__"))
-    lesson = stored.root / "sslcourse" / "teaching" / "lesson.py"
+    shutil.copytree(ROOT / "coursekit", stored.root / "coursekit", ignore=shutil.ignore_patterns("__pycache__"))
+    lesson = stored.root / "coursekit" / "lesson.py"
     stored.plant('"""Python\'s, NumPy\'s and torch\'s', '"""Other words: torch\'s', lesson)
     assert stored.gate() == []
     stored.plant("SEED = 0", "SEED = 1", lesson)
     [line] = stored.gate()
-    assert "stale: `SEED` (sslcourse/teaching/lesson.py) has changed since" in line
+    assert "stale: `SEED` (coursekit/lesson.py) has changed since" in line
 
 
 # -- a grader that lets a mutant through -------------------------------------------------------------------------------
@@ -192,11 +193,11 @@ def test_a_grader_that_lets_a_mutant_through_is_found(monkeypatch):
         if number > 2 and answer(number) != number**2:  # says nothing about 2, where both agree
             raise Wrong("that is not the square")
 
-    monkeypatch.setitem(graders, "99.1", None)
+    monkeypatch.setattr(checks, "find", lambda root, exercise: grader(exercise)(graders[exercise]))
+    graders = {"square": strict}
     mutants = {"doubles": (doubles, "not the square")}
-    grader("99.1")(strict)
-    assert grade("99.1", lambda x: x * x).status == "passed"
-    assert let_through("99.1", mutants) == []
-    assert let_through("99.1", {"doubles": (doubles, "another message")}) != []
-    grader("99.1")(sleepy)
-    assert let_through("99.1", mutants) != []
+    assert grade("square", lambda x: x * x).status == "passed"
+    assert let_through("square", mutants) == []
+    assert let_through("square", {"doubles": (doubles, "another message")}) != []
+    graders["square"] = sleepy
+    assert let_through("square", mutants) != []

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sslcourse.teaching import claims
-from sslcourse.teaching.claims import Claim, ClaimError, holds
+from coursekit import claims
+from coursekit.claims import Claim, ClaimError, holds
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE, THERE = {"bf16": False}, {"bf16": True}
@@ -84,19 +84,20 @@ def test_how_prose_prints(value, form, text):
         ('"tiny-sum"', '"tiny-count"', "stands there twice"),
         ('["quick", "full"]', '["quik"]', "field 'profiles'"),
         ('format = ".0f"', 'format = ".0q"', "field 'format'"),
-        ("[[claim]]", "[[claim", "01_tiny.toml"),
+        ("[[claim]]", "[[claim", "01_tiny/claims.toml: "),
     ],
 )
 def test_a_badly_written_file_names_file_claim_and_field(tiny, old, new, said):
     tiny.plant(old, new, tiny.claims)
-    with pytest.raises(ClaimError, match=r"data/claims/01_tiny\.toml") as error:
+    with pytest.raises(ClaimError, match=r"^01_tiny/claims\.toml: ") as error:
         claims.load(tiny.root, tiny.lesson)
     assert said in str(error.value)
 
 
 def test_ids_are_unique_over_the_course(tiny):
-    (tiny.claims.parent / "02_other.toml").write_text(tiny.claims.read_text())
-    assert "ids are unique" in claims.problems(tiny.root)[0]
+    (tiny.add("02_other") / "claims.toml").write_text(tiny.claims.read_text())
+    assert claims.problems(tiny.root) == ["02_other/claims.toml: claim 'tiny-sum' is also in 01_tiny/claims.toml: ids "
+                                          "are unique over the course"]  # fmt: skip
 
 
 def test_a_lesson_without_claims_or_with_too_few_is_red(tiny):
@@ -104,12 +105,7 @@ def test_a_lesson_without_claims_or_with_too_few_is_red(tiny):
     tiny.claims.write_text("[[claim]]" + first)
     assert any("at least 3 are needed" in line for line in claims.problems(tiny.root))
     tiny.claims.unlink()
-    assert any("01_tiny.toml is missing" in line for line in claims.problems(tiny.root))
-
-
-def test_files_of_no_lesson_are_red(stored):
-    (stored.ledger.parent / "07_gone.json").write_text(stored.ledger.read_text())
-    assert claims.problems(stored.root) == ["data/ledger/07_gone.json: there is no such lesson"]
+    assert any("notebooks/source/01_tiny/claims.toml is missing" in line for line in claims.problems(tiny.root))
 
 
 def test_a_bf16_claim_must_be_stored_on_a_machine_that_has_it(stored):
@@ -141,6 +137,22 @@ def test_the_table_says_everything_in_both_forms(stored):
     assert page.count("<tr>") == 5
 
 
+def test_a_picture_that_prose_shows_and_the_quiz_are_part_of_a_run(stored):
+    before = claims.definitions(stored.root, stored.lesson)
+    stored.plant("# # Tiny", "# # Tiny\n#\n# ![A drawing.](drawn.svg)")
+    (stored.notebook.parent / "drawn.svg").write_text("<svg/>")
+    (stored.folder / "quiz.json").write_text("[]")
+    now = claims.definitions(stored.root, stored.lesson)
+    assert now.keys() - before.keys() == {"the picture drawn.svg", "the quiz"}
+
+
+def test_only_what_computes_is_followed_into_the_machinery(stored):
+    """Its other modules judge and build: what they say of a lesson's numbers cannot change them."""
+    files = {found.file for found in claims.definitions(stored.root, stored.lesson).values() if found.file}
+    assert "coursekit/lesson.py" in files
+    assert not files & {"coursekit/checks.py", "coursekit/claims.py", "coursekit/course.py", "coursekit/offline.py"}
+
+
 def test_solutions_make_nothing_stale(stored):
     before = claims.definitions(stored.root, stored.lesson)
     stored.plant("rows = logits[labels != -100]", "rows = logits[labels >= 0]")
@@ -154,6 +166,6 @@ def test_the_gate_names_the_definitions_that_made_a_run_stale(stored):
     ledger.write(stored.ledger)
     [line] = claims.problems(stored.root)
     assert line == (
-        "01_tiny: the stored run is stale: `Lesson` (sslcourse/teaching/lesson.py) has changed, `gone_by` is gone, "
-        f"`show` is gone, and 1 more since {ledger.date}: run `python -m sslcourse notebooks 01`"
+        "01_tiny: the stored run is stale: `Lesson` (coursekit/lesson.py) has changed, `gone_by` is gone, "
+        f"`show` is gone, and 1 more since {ledger.date}: run `python -m sslcourse notebooks tiny`"
     )

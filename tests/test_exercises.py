@@ -1,54 +1,46 @@
 """Graders accept the solution, know the stub, and reject every named wrong answer, each time, with the right words.
 
-Solutions and stubs come from the lessons' sources, wrong answers from ``tests/mutants/<lesson>.py``:
+Solutions and stubs come from the lessons' sources, wrong answers from ``mutants.py`` in the lesson's folder:
 
-    MUTANTS = {"1.1": {"averages over all positions": (function, "fragment of the message"), ...}, ...}
+    MUTANTS = {"masked_mean_loss": {"averages over all positions": (function, "fragment of the message"), ...}, ...}
 """
 
 import ast
-import importlib.util
+import runpy
+import shutil
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-import jupytext
 import pytest
 
-from sslcourse.teaching import build, checks, claims
+from coursekit import build, checks, course, source
 
 ROOT = Path(__file__).resolve().parents[1]
-MUTANTS = Path(__file__).parent / "mutants"
-LESSONS = claims.lessons(ROOT)
+LESSONS = course.lessons(ROOT)
 GRADINGS = range(20)  # seeds: inputs differ from grading to grading, and repeat from run to run
 AT_LEAST = 3
 
 
 @cache
 def mutants(lesson: str) -> dict[str, dict]:
-    path = MUTANTS / f"{lesson[3:]}.py"
-    if not path.exists():
-        return {}
-    spec = importlib.util.spec_from_file_location(f"mutants_{lesson}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.MUTANTS
+    path = course.part(ROOT, lesson, "mutants.py")
+    return runpy.run_path(str(path))["MUTANTS"] if path.exists() else {}
 
 
 @cache
 def answers(lesson: str, kind: str) -> dict:
     """Exercise -> its function, from the lesson's imports and the exercise's own cell, nothing else of the lesson."""
-    cells = jupytext.read(build.source_path(ROOT, lesson), fmt="py:percent").cells
+    read = source.read(ROOT, lesson)
     module = ModuleType(f"lesson_{lesson}")
-    for cell in build.code_cells(build.new_notebook(cells=cells)):
+    for cell in build.code_cells(read.notebook):
         imports = [node for node in ast.parse(cell.source).body if isinstance(node, (ast.Import, ast.ImportFrom))]
         exec(compile(ast.Module(imports, []), lesson, "exec"), module.__dict__)
     found = {}
-    exercises = [cell.source for cell in cells if "exercise" in cell.metadata.get("tags", [])]
-    for position, source in enumerate(exercises, start=1):
-        text = build.to_solution(source) if kind == "teacher" else build.to_stub(source)
-        names = [node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    for one in read.exercises:
+        text = one.solution if kind == "teacher" else one.stub
         exec(compile(text, f"exercise of {lesson}", "exec"), module.__dict__)
-        found[f"{int(lesson[:2])}.{position}"] = module.__dict__[names[-1]]
+        found[one.word] = module.__dict__[one.function]
     return found
 
 
@@ -64,11 +56,11 @@ def let_through(exercise: str, wrong_answers: dict) -> list[str]:
     return found
 
 
-EXERCISES = [(lesson, number) for lesson in LESSONS for number in answers(lesson, "learner")]
+EXERCISES = [(lesson, word) for lesson in LESSONS for word in answers(lesson, "learner")]
 MUTANT_CASES = [
-    pytest.param(number, name, case, id=f"{number} {name}")
+    pytest.param(word, name, case, id=f"{word} {name}")
     for lesson in LESSONS
-    for number, cases in mutants(lesson).items()
+    for word, cases in mutants(lesson).items()
     for name, case in cases.items()
 ]
 
@@ -79,28 +71,68 @@ def test_there_are_lessons():
 
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_lesson_graders_and_mutants_speak_of_the_same_exercises(lesson):
-    numbers = sorted(answers(lesson, "learner"))
-    assert checks.MODULES.get(str(int(lesson[:2]))) == lesson[3:], f"enter {lesson} in checks.MODULES"
-    assert checks.exercises(str(int(lesson[:2]))) == numbers
-    assert sorted(mutants(lesson)) == numbers, f"tests/mutants/{lesson[3:]}.py"
-    few = {number: len(cases) for number, cases in mutants(lesson).items() if len(cases) < AT_LEAST}
+    tagged = [cell for cell in source.read(ROOT, lesson).cells if "exercise" in source.tags(cell)]
+    words = sorted(answers(lesson, "learner"))
+    assert len(words) == len(tagged)
+    assert sorted(checks.load(ROOT, lesson)) == words
+    assert sorted(word for word, of in checks.exercises(ROOT).items() if of == lesson) == words
+    assert sorted(mutants(lesson)) == words, f"{lesson}/mutants.py"
+    few = {word: len(cases) for word, cases in mutants(lesson).items() if len(cases) < AT_LEAST}
     assert not few, f"at least {AT_LEAST} wrong answers an exercise"
 
 
-@pytest.mark.parametrize(("lesson", "number"), EXERCISES)
-def test_the_solution_passes_every_time(lesson, number):
-    function = answers(lesson, "teacher")[number]
+@pytest.mark.parametrize(("lesson", "word"), EXERCISES)
+def test_the_solution_passes_every_time(lesson, word):
+    function = answers(lesson, "teacher")[word]
     for seed in GRADINGS:
-        assert str(checks.grade(number, function, seed=seed)) == f"✓ Exercise {number}: passed", f"seed {seed}"
+        assert str(checks.grade(word, function, seed=seed)) == f"✓ Exercise {word}: passed", f"seed {seed}"
 
 
-@pytest.mark.parametrize(("lesson", "number"), EXERCISES)
-def test_the_stub_is_never_attempted(lesson, number):
-    function = answers(lesson, "learner")[number]
+@pytest.mark.parametrize(("lesson", "word"), EXERCISES)
+def test_the_stub_is_never_attempted(lesson, word):
+    function = answers(lesson, "learner")[word]
     for seed in GRADINGS:
-        assert checks.grade(number, function, seed=seed).status == "not attempted"
+        assert checks.grade(word, function, seed=seed).status == "not attempted"
 
 
-@pytest.mark.parametrize(("number", "name", "case"), MUTANT_CASES)
-def test_a_wrong_answer_is_rejected_every_time(number, name, case):
-    assert let_through(number, {name: case}) == []
+@pytest.mark.parametrize(("word", "name", "case"), MUTANT_CASES)
+def test_a_wrong_answer_is_rejected_every_time(word, name, case):
+    assert let_through(word, {name: case}) == []
+
+
+# -- where graders come from -------------------------------------------------------------------------------------------
+
+
+def test_each_course_has_its_own_graders(tiny, monkeypatch):
+    """Two courses in one process may have exercises of one name."""
+    tiny.plant("def masked_mean_loss(answer: Answer, rng: Rng) -> None:\n",
+               "def masked_mean_loss(answer: Answer, rng: Rng) -> None:\n    true(False, 'never right here')\n",
+               tiny.graders)  # fmt: skip
+    function = answers("01_loss_derivation", "teacher")["masked_mean_loss"]
+    assert checks.grade("masked_mean_loss", function).status == "passed"
+    monkeypatch.setenv("COURSEKIT_ROOT", str(tiny.root))
+    assert checks.grade("masked_mean_loss", function).message == "never right here"
+    with pytest.raises(KeyError, match=r"no exercise 'flaws'; known: adamw_update, bits_per_byte"):
+        checks.grade("flaws", function)
+
+
+def test_a_renumbered_lesson_keeps_its_graders(tiny, monkeypatch):
+    shutil.move(tiny.folder, tiny.folder.with_name("07_tiny"))
+    monkeypatch.setenv("COURSEKIT_ROOT", str(tiny.root))
+    function = answers("01_loss_derivation", "teacher")["masked_mean_loss"]
+    assert str(checks.grade("masked_mean_loss", function)) == "✓ Exercise masked_mean_loss: passed"
+
+
+def test_a_lesson_without_graders_is_named(tiny):
+    tiny.graders.unlink()
+    with pytest.raises(FileNotFoundError, match=r"01_tiny/graders\.py is missing: write it"):
+        checks.load(tiny.root, tiny.lesson)
+
+
+def test_an_answer_that_calls_the_courses_graders_is_told():
+    from sslcourse.loss import mlm_loss
+
+    graded = checks.load(ROOT, "01_loss_derivation")["masked_mean_loss"].__globals__
+    for shortcut in (mlm_loss, lambda logits, labels: graded["_mean"](logits.log_softmax(-1), labels)):
+        result = checks.grade("masked_mean_loss", lambda logits, labels, call=shortcut: call(logits, labels))
+        assert "your function calls sslcourse (" in result.message

@@ -61,7 +61,7 @@ NOT_ON_A_BARE_NODE = (
     "torchao",
     "onnx",
     "onnxruntime",
-    "sslcourse.teaching",
+    "coursekit",
 )
 
 

@@ -1,4 +1,4 @@
-"""sslcourse.teaching.glossary: the first mention of a term is a link, in prose and nowhere else."""
+"""coursekit.glossary: the first mention of a term is a link, in prose and nowhere else."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sslcourse.teaching import glossary, site
-from sslcourse.teaching.glossary import Term
+from coursekit import course, glossary, site
+from coursekit.glossary import Term
 
 ROOT = Path(__file__).resolve().parents[1]
-TERMS = [Term("padding", "00"), Term("loss scaling", "05"), Term("scale", "07"), Term("MLM", "00"), Term("rank", "06")]
+TERMS = [Term("padding", "00_a"), Term("loss scaling", "05_b"), Term("scale", "07_c"), Term("MLM", "00_a"),
+         Term("rank", "06_d")]  # fmt: skip
 
 
 def linked(text, *names):
@@ -41,28 +42,49 @@ def test_what_is_no_prose_stays(text):
 
 
 def test_everyday_words_are_linked_where_they_are_explained_and_other_terms_later_too():
-    assert [Term("scale", "07").belongs_in(lesson) for lesson in ("06", "07", "08")] == [False, True, False]
-    assert [Term("loss scaling", "05").belongs_in(lesson) for lesson in ("04", "05", "08")] == [False, True, True]
-    assert Term("MLM", "00").belongs_in("09")
+    of = {one.name: one for one in TERMS}
+    scale, loss_scaling, mlm = of["scale"], of["loss scaling"], of["MLM"]
+    assert [scale.belongs_in(lesson) for lesson in ("06_d", "07_c", "08_e")] == [False, True, False]
+    assert [loss_scaling.belongs_in(lesson) for lesson in ("04_f", "05_b", "08_e")] == [False, True, True]
+    assert mlm.belongs_in("09_g")
 
 
-def test_an_entry_without_a_lesson_is_named(tmp_path):
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "glossary.md").write_text("```{glossary}\nring\n  Ranks in a circle.\n```\n")
+ENTRIES = """```{glossary}
+ring
+  Ranks in a circle. (lesson @tiny)
+
+mean
+average
+  What all have together, shared out among them, and
+  nothing left over. (lesson
+  @tiny)
+```
+"""
+
+
+def test_an_entry_belongs_to_the_lesson_that_it_names_wherever_the_line_ends(tiny):
+    (tiny.root / "docs").mkdir()
+    page = tiny.root / "docs" / "glossary.md"
+    page.write_text(ENTRIES)
+    assert glossary.terms(tiny.root) == [Term(name, "01_tiny") for name in ("ring", "mean", "average")]
+    page.write_text(ENTRIES.replace(" (lesson @tiny)", ""))
     with pytest.raises(ValueError, match="'ring' does not end with its lesson"):
-        glossary.terms(tmp_path)
+        glossary.terms(tiny.root)
+    page.write_text(ENTRIES.replace("(lesson @tiny)", "(lesson @gone)"))
+    with pytest.raises(LookupError, match="there is no lesson 'gone'"):
+        glossary.terms(tiny.root)
 
 
 def test_the_lessons_link_most_terms_where_they_are_explained():
     """One in five names a family that its lesson has in other words ("masks drawn anew"); more would be wrong names."""
     every = glossary.terms(ROOT)
     missed = []
-    for name in sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+    for name in course.lessons(ROOT):
         page = site.lesson_page(ROOT, name)
         prose = "\n".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
         found = re.findall(r"\{term\}`[^`<]*<([^>`]+)>`", prose)
         assert len(found) == len(set(found)), name
-        missed += [one.name for one in every if one.lesson == name[:2] and one.name not in found]
+        missed += [one.name for one in every if one.lesson == name and one.name not in found]
         stored = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         assert "{term}" not in "".join(cell.source for cell in stored.cells)
     assert len(missed) <= len(every) / 5, missed

@@ -5,10 +5,10 @@ import os
 import pytest
 from test_exercises import EXERCISES, answers, mutants
 
-from sslcourse.teaching import checks
-from sslcourse.teaching.grade_referee import Remote
-from sslcourse.teaching.grade_wire import TEXT, Failed, Gone, Peer
-from sslcourse.teaching.grade_worker import Desk
+from coursekit import checks
+from coursekit.grade_referee import Remote
+from coursekit.grade_wire import TEXT, Failed, Gone, Peer
+from coursekit.grade_worker import Desk
 
 
 @pytest.fixture
@@ -26,19 +26,19 @@ def desk():
     there.outgoing.close()
 
 
-def remotely(desk, number, function, seed=7):
+def remotely(desk, exercise, function, seed=7):
     own, peer = desk
     own.module.answer = function
     peer.forget()
-    return checks.grade(number, lambda *what: peer.call("answer", "answer", *what), seed, wrap=Remote)
+    return checks.grade(exercise, lambda *what: peer.call("answer", "answer", *what), seed, wrap=Remote)
 
 
-@pytest.mark.parametrize(("lesson", "number"), EXERCISES)
-def test_a_verdict_is_the_same_from_another_process(desk, lesson, number):
-    assert remotely(desk, number, answers(lesson, "teacher")[number]).status == "passed"
-    assert remotely(desk, number, answers(lesson, "learner")[number]).status == "not attempted"
-    for name, (function, fragment) in mutants(lesson)[number].items():
-        result = remotely(desk, number, function)
+@pytest.mark.parametrize(("lesson", "exercise"), EXERCISES)
+def test_a_verdict_is_the_same_from_another_process(desk, lesson, exercise):
+    assert remotely(desk, exercise, answers(lesson, "teacher")[exercise]).status == "passed"
+    assert remotely(desk, exercise, answers(lesson, "learner")[exercise]).status == "not attempted"
+    for name, (function, fragment) in mutants(lesson)[exercise].items():
+        result = remotely(desk, exercise, function)
         assert result.status == "wrong", name
         assert fragment in result.message, name
 

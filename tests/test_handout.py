@@ -16,10 +16,10 @@ import nbformat
 import pytest
 from traitlets.config import Config
 
-from sslcourse.teaching import assignments, build, claims, colab, handout, quiz
+from coursekit import assignments, build, colab, commands, course, folder, handout, quiz, source
 
 ROOT = Path(__file__).resolve().parents[1]
-LESSONS = claims.lessons(ROOT)
+LESSONS = course.lessons(ROOT)
 GITHUB = "https://github.com/someone/course"
 
 
@@ -41,8 +41,8 @@ def read(files, name):
     return nbformat.reads(files[name].decode(), as_version=4)
 
 
-def below(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def below(out):
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 # -- students' copies --------------------------------------------------------------------------------------------------
@@ -51,17 +51,17 @@ def below(folder):
 @pytest.fixture(scope="module")
 def students(tmp_path_factory):
     """The folder as a class gets it: every file in it."""
-    folder = tmp_path_factory.mktemp("class") / "student"
-    assert handout.main(ROOT, "student", LESSONS, folder) == 0
-    return below(folder)
+    out = tmp_path_factory.mktemp("class") / "student"
+    assert handout.main(ROOT, "student", LESSONS, out) == 0
+    return below(out)
 
 
 def test_every_exercise_has_lines_that_can_be_searched_for():
     secret = handout.solutions(ROOT)
-    sources = "".join(build.source_path(ROOT, lesson).read_text(encoding="utf-8") for lesson in LESSONS)
-    assert sorted(secret) == sorted(build.CHECK.findall(sources)[k][0] for k in range(len(secret)))
+    sources = "".join(course.part(ROOT, lesson, "lesson.py").read_text(encoding="utf-8") for lesson in LESSONS)
+    assert sorted(secret) == sorted(word for word, _ in source.CHECK.findall(sources))
     assert all(secret.values())
-    lines = sum(bool(line.strip()) for match in claims.SOLUTION.finditer(sources) for line in match[2].splitlines())
+    lines = sum(bool(line.strip()) for match in source.SOLUTION.finditer(sources) for line in match[2].splitlines())
     assert sum(map(len, secret.values())) > 0.9 * lines, "the lessons show too much of their own solutions"
 
 
@@ -77,7 +77,7 @@ def test_no_file_of_a_students_folder_holds_a_solution(students):
 def test_the_search_finds_every_solution_where_there_is_one(kind):
     files = handout.make(ROOT, kind, LESSONS[:3])
     named = set(re.findall(r"exercise (\S+):", "\n".join(handout.leaks(ROOT, files))))
-    assert named == {exercise for exercise in handout.solutions(ROOT) if exercise[0] in "012" and exercise[1] == "."}
+    assert named == {one.word for lesson in LESSONS[:3] for one in source.read(ROOT, lesson).exercises}
 
 
 def test_answers_of_the_self_test_stay_folded(students):
@@ -120,7 +120,7 @@ def test_a_leak_is_found_wherever_it_stands(tiny, place):
     assert handout.leaks(tiny.root, {"a.ipynb": build.to_bytes(notebook)}) == []
     PLACES[place](notebook)
     [line] = handout.leaks(tiny.root, {"a.ipynb": build.to_bytes(notebook)})
-    assert line.startswith("a.ipynb: holds a line of the solution of exercise 1.1: right = ")
+    assert line.startswith("a.ipynb: holds a line of the solution of exercise masked_mean_loss: right = ")
 
 
 def test_a_leak_in_another_file_is_found(tiny):
@@ -131,7 +131,8 @@ def test_a_build_that_would_leak_writes_nothing(tiny, tmp_path, monkeypatch, cap
     filled = build.build(tiny.root, tiny.lesson, "teacher")
     monkeypatch.setattr(build, "build", lambda *words: filled)
     assert handout.main(tiny.root, "student", [tiny.lesson], tmp_path / "out") == 1
-    assert "nothing was written: 01_tiny.ipynb: holds a line of the solution of exercise 1.1" in capsys.readouterr().err
+    said = "nothing was written: 01_tiny.ipynb: holds a line of the solution of exercise masked_mean_loss"
+    assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [tiny.root]
 
 
@@ -146,11 +147,28 @@ def test_a_folder_is_made_and_made_again(tiny, tmp_path):
     out = tmp_path / "new" / "folder"
     assert teachers(tiny, out) == 0
     before = below(out)
-    assert set(before) == {"01_tiny.ipynb", handout.MADE}
-    tiny.plant("# # 01 · Tiny", "# # 01 · Tiny indeed")
+    assert set(before) == {"01_tiny.ipynb", folder.MADE}
+    tiny.plant("# # Tiny", "# # Tiny indeed")
     assert teachers(tiny, out) == 0
     assert below(out)["01_tiny.ipynb"] != before["01_tiny.ipynb"]
     assert [path.name for path in out.parent.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        ("learner", "01_tiny.ipynb"),
+        ("student", "01_tiny.ipynb"),
+        ("teacher", "01_tiny.ipynb"),
+        ("slides", "01_tiny.html"),
+        ("nbgrader", "source/01_tiny/01_tiny.ipynb"),
+    ],
+)
+def test_the_command_makes_each_kind_of_a_lesson_by_its_name_or_its_number(tiny, tmp_path, monkeypatch, kind, made):
+    monkeypatch.setenv("COURSEKIT_ROOT", str(tiny.root))
+    for word in ("tiny", "1", "01_tiny"):
+        assert commands.main(["build", kind, word, "--out", str(tmp_path / word)]) == 0
+        assert made in below(tmp_path / word)
 
 
 def a_file(out):
@@ -172,8 +190,8 @@ def a_file_beside(out):
 
 
 def another_kind(out):
-    record = json.loads((out / handout.MADE).read_text())
-    (out / handout.MADE).write_text(json.dumps({**record, "kind": "student"}))
+    record = json.loads((out / folder.MADE).read_text())
+    (out / folder.MADE).write_text(json.dumps({**record, "kind": "student"}))
 
 
 @pytest.mark.parametrize(
@@ -206,8 +224,8 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
         return write(self, content)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(handout.HandoutError, match="No space left on device; choose another folder"):
-        handout.place({"one.html": b"1", "two.html": b"2"}, "slides", tmp_path / "out")
+    with pytest.raises(folder.HandoutError, match="No space left on device; choose another folder"):
+        folder.place({"one.html": b"1", "two.html": b"2"}, "slides", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -282,16 +300,17 @@ def test_slides_fetch_nothing(decks):
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_slides_show_the_lesson(decks, lesson):
     text, page = decks[f"{lesson}.html"]
-    stored = handout.with_stored_outputs(ROOT, build.build(ROOT, lesson, "student"))
+    stored = folder.with_stored_outputs(ROOT, build.build(ROOT, lesson, "student"))
     figures = [output for cell in build.code_cells(stored) for output in cell.outputs
                if "image/png" in output.get("data", {})]  # fmt: skip
     assert len(page.pictures) == len(figures)
     assert all(picture["alt"].strip() for picture in page.pictures)
     assert set(page.slides) == {1, 2}
     assert page.depth == 0
-    exercises = build.HEADER.findall("\n".join(cell.source for cell in stored.cells))
+    exercises, numbers = source.read(ROOT, lesson).exercises, source.numbers(ROOT)
     assert text.count("your code here") == len(exercises) > 0
-    assert all(f"<h3>Exercise {number} " in text for number in exercises)
+    assert all(f"<h3>Exercise {numbers[one.word]} — " in text for one in exercises)
+    assert f"<h1>{course.number(lesson)} · " in text
     shown = re.sub(r"(?s)<(pre|code)\b.*?</\1>", "", text.partition('class="slides"')[2].partition("<script>")[0])
     assert not re.findall(r"\$[^$<>\n]*\\[a-z]+[^$<>\n]*\$", shown), "a formula stands as it was typed"
 
@@ -299,7 +318,7 @@ def test_slides_show_the_lesson(decks, lesson):
 class TestSlides:
     @pytest.fixture(autouse=True)
     def _module(self):
-        from sslcourse.teaching import slides
+        from coursekit import slides
 
         self.slides = slides
 
@@ -321,7 +340,7 @@ class TestSlides:
         assert "$" not in made
 
     def test_a_formula_that_is_not_understood_is_said(self):
-        with pytest.raises(handout.SourceError, match=r"does not know \\nosuch"):
+        with pytest.raises(folder.SourceError, match=r"does not know \\nosuch"):
             self.slides.mathml(r"\nosuch x", "inline")
 
     def test_hints_are_for_the_speaker(self, tiny):
@@ -349,12 +368,12 @@ def test_an_assignment_keeps_to_nbgraders_format(lesson):
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[\w-]+", name) for name in ids)
     solutions, tests = roles[::2], roles[1::2]
-    assert len(solutions) == len(tests) == len(build.HEADER.findall("\n".join(cell.source for cell in notebook.cells)))
+    assert len(solutions) == len(tests) == len(source.read(ROOT, lesson).exercises)
     assert {(role.schema_version, role.task) for _, role in roles} == {(3, False)}
     for cell, role in solutions:
         assert (role.solution, role.grade, role.locked) == (True, False, False)
         assert "points" not in role
-        assert len(claims.SOLUTION.findall(cell.source)) == 1
+        assert len(source.SOLUTION.findall(cell.source)) == 1
     for cell, role in tests:
         assert (role.solution, role.grade, role.locked) == (False, True, True)
         assert 1 <= role.points <= 3
@@ -367,9 +386,10 @@ def test_nbgraders_folder_and_settings(tiny, monkeypatch):
     files = assignments.make(tiny.root, [tiny.lesson])
     assert set(files) == {"nbgrader_config.py", "source/01_tiny/01_tiny.ipynb"}
     monkeypatch.setenv("SSLCOURSE_PROFILE", "quick")  # as the settings do, and undone afterwards
+    assert "01_tiny" in files["nbgrader_config.py"].decode()
     c = Config()
     exec(files["nbgrader_config.py"].decode(), {"get_config": lambda: c})
-    assert c.ClearSolutions.code_stub == {"python": claims.STUB}, "checks know an untouched stub by what it returns"
+    assert c.ClearSolutions.code_stub == {"python": source.STUB}, "checks know an untouched stub by what it returns"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("nbgrader") is None, reason="nbgrader, 100 packages, is not installed")
@@ -404,7 +424,7 @@ def test_nbgrader_itself_takes_it(tiny, tmp_path):
 
 def nbgrader(root, course, *words):
     scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls alembic by name
-    environment = {**os.environ, "PATH": scripts, "PYTHONPATH": str(ROOT), "SSLCOURSE_ROOT": str(root),
+    environment = {**os.environ, "PATH": scripts, "PYTHONPATH": str(ROOT), "COURSEKIT_ROOT": str(root),
                    "JUPYTER_PREFER_ENV_PATH": "1"}  # fmt: skip
     done = subprocess.run([sys.executable, "-m", "nbgrader", *words], cwd=course, env=environment,
                           capture_output=True, text=True, timeout=600)  # fmt: skip
@@ -428,7 +448,7 @@ def test_a_notebook_for_colab_begins_with_its_installation(tiny):
 
 
 def test_outside_a_clone_there_is_no_commit_to_install(tiny):
-    with pytest.raises(handout.HandoutError, match="git clone"):
+    with pytest.raises(folder.HandoutError, match="git clone"):
         colab.make(tiny.root, [tiny.lesson], GITHUB)
 
 
@@ -439,7 +459,7 @@ def test_colabs_torch_and_kernel_stay_and_what_is_missing_is_pinned():
 
 
 def test_the_half_that_runs_on_colab_needs_only_pythons_library():
-    code = "import sys; from sslcourse.teaching import colab; print({name.partition('.')[0] for name in sys.modules})"
+    code = "import sys; from coursekit import colab; print({name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
-    assert "sslcourse" in done.stdout
+    assert "coursekit" in done.stdout

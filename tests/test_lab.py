@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sslcourse.teaching import lab
+from coursekit import lab
 
 
 @pytest.fixture
@@ -103,6 +103,133 @@ def test_a_copy_without_a_record_is_the_learners(folders):
     assert (work / "00_start_here.new.ipynb").exists()
 
 
+# -- a lesson has another number now -----------------------------------------------------------------------------------
+
+
+def renumber(notebooks: Path, old: str, new: str) -> None:
+    """What an insertion does to a later lesson: another name, and its prose says another number."""
+    text = (notebooks / f"{old}.ipynb").read_text()
+    (notebooks / f"{old}.ipynb").unlink()
+    (notebooks / f"{new}.ipynb").write_text(text.replace(old, new))
+
+
+def test_copies_follow_a_lesson_whose_number_has_changed(folders):
+    notebooks, work = folders
+    lab.prepare(notebooks, work)
+    for name in ("01_loss_derivation", "01_loss_derivation.new", "01_loss_derivation.before-reset2"):
+        (work / f"{name}.ipynb").write_text(f"mine: {name}")
+    (work / "01_my_notes.ipynb").write_text("my notes")
+    renumber(notebooks, "01_loss_derivation", "02_loss_derivation")
+    (notebooks / "01_inserted.ipynb").write_text("{}")
+    said = lab.prepare(notebooks, work)
+    assert "work/02_loss_derivation.ipynb: your 01_loss_derivation.ipynb; the lesson has a new number" in said
+    assert names(work) == [
+        "00_start_here.ipynb", "01_inserted.ipynb", "01_my_notes.ipynb", "02_loss_derivation.before-reset2.ipynb",
+        "02_loss_derivation.ipynb", "02_loss_derivation.new.ipynb", "02_loss_derivation.new2.ipynb",
+    ]  # fmt: skip
+    for name in ("", ".new", ".before-reset2"):
+        kept = (work / f"02_loss_derivation{name}.ipynb").read_text()
+        assert kept == f"mine: 01_loss_derivation{name}"
+    assert (work / "01_my_notes.ipynb").read_text() == "my notes"
+    assert lab.prepare(notebooks, work) == []
+
+
+def test_the_record_of_origins_follows_too(folders):
+    """A copy of a lesson that has changed in nothing but its number is not taken for one of an older edition."""
+    notebooks, work = folders
+    lab.prepare(notebooks, work)
+    before = json.loads((work / ".origins.json").read_text())
+    (notebooks / "01_loss_derivation.ipynb").rename(notebooks / "05_loss_derivation.ipynb")
+    [line] = lab.prepare(notebooks, work)
+    assert "the lesson has a new number" in line
+    after = json.loads((work / ".origins.json").read_text())
+    assert after == {name.replace("01_", "05_"): origin for name, origin in before.items()}
+
+
+def test_an_untouched_new_copy_is_still_known_after_it_was_renamed(folders):
+    notebooks, work = folders
+    lab.prepare(notebooks, work)
+    (notebooks / "01_loss_derivation.ipynb").write_text('{"edition": 2}')
+    lab.prepare(notebooks, work)
+    (notebooks / "01_loss_derivation.ipynb").unlink()
+    (notebooks / "03_loss_derivation.ipynb").write_text('{"edition": 3}')
+    lab.prepare(notebooks, work)
+    assert (work / "03_loss_derivation.new.ipynb").read_text() == '{"edition": 3}'  # nobody had put answers into it
+    assert not list(work.glob("*.new2.ipynb"))
+
+
+def test_two_lessons_that_change_places_keep_their_copies(folders):
+    notebooks, work = folders
+    lab.prepare(notebooks, work)
+    (work / "00_start_here.ipynb").write_text("answers of the start")
+    (work / "01_loss_derivation.ipynb").write_text("answers of the loss")
+    renumber(notebooks, "00_start_here", "01_start_here")
+    renumber(notebooks, "01_loss_derivation", "00_loss_derivation")
+    lab.prepare(notebooks, work)
+    assert (work / "01_start_here.ipynb").read_text() == "answers of the start"
+    assert (work / "00_loss_derivation.ipynb").read_text() == "answers of the loss"
+
+
+def test_where_both_are_there_it_is_said_and_neither_is_lost(folders):
+    notebooks, work = folders
+    lab.prepare(notebooks, work)
+    (work / "01_loss_derivation.ipynb").write_text("of old")
+    (work / "02_loss_derivation.ipynb").write_text("of new")
+    renumber(notebooks, "01_loss_derivation", "02_loss_derivation")
+    said = lab.prepare(notebooks, work)
+    there = "work/01_loss_derivation.ipynb: that lesson is number 02 now; 02_loss_derivation.ipynb is there, too"
+    assert said[0] == there
+    assert (work / "01_loss_derivation.ipynb").read_text() == "of old"
+    assert (work / "02_loss_derivation.ipynb").read_text() == "of new"
+
+
+# -- a record that was kept by numbers ---------------------------------------------------------------------------------
+
+DONE, TRIED = {"tries": 2, "passed": "2026-11-02"}, {"tries": 3, "passed": None}
+
+
+def keep(work: Path, record: object, **copies: str) -> None:
+    """A record, and copies that hold one check each."""
+    work.mkdir()
+    (work / lab.RECORD).write_text(record if isinstance(record, str) else json.dumps(record))
+    for name, check in copies.items():
+        (work / f"{name}.ipynb").write_text(json.dumps({"cells": [{"cell_type": "code", "source": [check]}]}))
+
+
+def test_a_record_by_numbers_becomes_one_by_names(folders):
+    notebooks, work = folders
+    keep(work, {"4.1": DONE, "4.2": TRIED, "7.3": DONE, "merge": TRIED},
+         **{"04_fine_tuning": 'check("4.1", masked_mean)', "04_fine_tuning.before-update": "check('4.2', mean)"})
+    lab.prepare(notebooks, work)
+    now = {"masked_mean": DONE, "mean": TRIED, "merge": TRIED, "7.3": DONE}  # of 7.3 no copy is left to ask
+    assert json.loads((work / lab.RECORD).read_text()) == now
+    lab.prepare(notebooks, work)
+    assert json.loads((work / lab.RECORD).read_text()) == now
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "both"),
+    [(DONE, TRIED, {"tries": 5, "passed": "2026-11-02"}), (TRIED, DONE, {"tries": 5, "passed": "2026-11-02"}),
+     (DONE, {"tries": 1, "passed": "2026-11-30"}, {"tries": 3, "passed": "2026-11-02"})],
+)  # fmt: skip
+def test_what_has_passed_stays_passed_where_both_are_there(folders, old, new, both):
+    _, work = folders
+    keep(work, {"4.1": old, "merge": new}, **{"04_fine_tuning": 'check("4.1", merge)'})
+    lab.name_exercises(work)
+    assert json.loads((work / lab.RECORD).read_text()) == {"merge": both}
+
+
+@pytest.mark.parametrize("record", ["{", '["4.1"]', '{"4.1": 3}', '{"4.1": {"tries": "many", "passed": null}}', "7"])
+def test_a_damaged_record_is_left_alone(folders, record):
+    notebooks, work = folders
+    keep(work, record, **{"04_fine_tuning": 'check("4.1", merge)'})
+    lab.prepare(notebooks, work)
+    assert (work / lab.RECORD).read_text() == record
+
+
+# -- JupyterLab --------------------------------------------------------------------------------------------------------
+
+
 def test_arrow_keys_belong_to_a_list_of_choices_and_settings_of_the_learner_stay(folders):
     lessons, work = folders
     lab.prepare(lessons, work)
@@ -121,11 +248,11 @@ def test_arrow_keys_belong_to_a_list_of_choices_and_settings_of_the_learner_stay
 
 def test_no_lessons_is_one_clear_line(folders, monkeypatch, capsys):
     _, work = folders
-    monkeypatch.setattr(lab, "ROOT", work.parent / "elsewhere")
+    monkeypatch.setenv("COURSEKIT_ROOT", str(work.parent / "elsewhere"))
     parser = ArgumentParser()
     lab.add_arguments(parser)
     assert lab.main(parser.parse_args(["--work", str(work), "--prepare-only"])) == 1
-    assert "run `python -m sslcourse build` first" in capsys.readouterr().err
+    assert "lab: no lesson NN_name.ipynb in notebooks/: run `build` first" in capsys.readouterr().err
 
 
 def test_no_browser_where_there_is_no_display(monkeypatch):
@@ -155,14 +282,15 @@ def test_jupyterlab_starts_on_loopback_with_its_token(tmp_path):
     work = tmp_path / "work"
     work.mkdir()
     empty = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-    (work / lab.FIRST).write_text(json.dumps(empty))
+    first = work / "00_start_here.ipynb"
+    first.write_text(json.dumps(empty))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     environment = {name: value for name, value in lab.environment(work).items() if name != "JUPYTER_TOKEN"}
     environment["HOME"] = str(tmp_path / "home")
     (tmp_path / "home").mkdir()
     with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(lab.command(work / lab.FIRST, port, browser=False), env=environment, stdout=log,
+        server = subprocess.Popen(lab.command(first, port, browser=False), env=environment, stdout=log,
                                   stderr=log, stdin=subprocess.DEVNULL, cwd=tmp_path)  # fmt: skip
         try:
             found = wait_for_server(server, work, tmp_path / "log")
@@ -200,13 +328,14 @@ def wait_for_server(server: subprocess.Popen, work: Path, log: Path, seconds: fl
 def test_main_becomes_jupyterlab(folders, monkeypatch):
     notebooks, work = folders
     called = {}
-    monkeypatch.setattr(lab, "ROOT", notebooks.parent)
+    monkeypatch.setenv("COURSEKIT_ROOT", str(notebooks.parent))
     monkeypatch.setattr(os, "execve", lambda *line: called.update(line=line))
     parser = ArgumentParser()
     lab.add_arguments(parser)
     lab.main(parser.parse_args(["--work", str(work), "--no-browser", "--port", "9001"]))
     program, line, environment = called["line"]
     assert program == sys.executable
+    assert str(work / "00_start_here.ipynb") in line
     assert "--ServerApp.ip=localhost" in line
     assert "--no-browser" in line
     assert not any("token" in part or "password" in part for part in line)

@@ -3,23 +3,26 @@
 import os
 import random
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sslcourse.teaching import claims, lesson, offline, plots
-from sslcourse.teaching.claims import ClaimError, Ledger, UnsupportedClaimError
+from coursekit import claims, lesson, offline, plots
+from coursekit.claims import ClaimError, Ledger, UnsupportedClaimError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
 def begin(tiny, monkeypatch):
-    monkeypatch.setenv("SSLCOURSE_ROOT", str(tiny.root))
-    for name in ("SSLCOURSE_PROFILE", "SSLCOURSE_LEDGER", "SSLCOURSE_ONLINE", "SSLCOURSE_STORING"):
+    monkeypatch.setenv("COURSEKIT_ROOT", str(tiny.root))
+    for name in ("SSLCOURSE_PROFILE", "COURSEKIT_LEDGER", "SSLCOURSE_ONLINE", "COURSEKIT_STORING"):
         monkeypatch.delenv(name, raising=False)
     for name in (*lesson.OFFLINE, *lesson.QUIET):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # so that what start sets is undone
-    return lambda profile="auto": lesson.start(tiny.lesson, profile)
+    return lambda profile="auto": lesson.start("tiny", profile)
 
 
 def record_all(found: lesson.Lesson) -> None:
@@ -104,13 +107,13 @@ def test_a_person_may_run_a_cell_again(begin, monkeypatch):
     found.record("tiny-loss", 2.0)
     found.record("tiny-loss", 2.1)
     assert found.values["tiny-loss"] == 2.1
-    monkeypatch.setenv("SSLCOURSE_LEDGER", "somewhere")
+    monkeypatch.setenv("COURSEKIT_LEDGER", "somewhere")
     with pytest.raises(ClaimError):
         found.record("tiny-loss", 2.2)
 
 
 def test_claims_are_shown_and_written_even_when_they_fail(begin, monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("SSLCOURSE_LEDGER", str(tmp_path / "new" / "ledger.json"))
+    monkeypatch.setenv("COURSEKIT_LEDGER", str(tmp_path / "new" / "ledger.json"))
     found = begin("quick")
     found.record("tiny-sum", 7)
     with pytest.raises(UnsupportedClaimError, match="tiny-count: unrecorded") as error:
@@ -130,19 +133,38 @@ def test_a_loss_that_is_not_reached_is_said_and_not_raised(begin, capsys):
 def test_live_is_for_people(begin, monkeypatch):
     found = begin()
     assert found.live
-    monkeypatch.setenv("SSLCOURSE_LEDGER", "somewhere")
+    monkeypatch.setenv("COURSEKIT_LEDGER", "somewhere")
     assert not found.live
 
 
 def test_a_lesson_without_claims_cannot_start(begin, tiny):
     tiny.claims.unlink()
-    with pytest.raises(FileNotFoundError, match=r"data/claims/01_tiny.toml is missing"):
+    with pytest.raises(FileNotFoundError, match=r"01_tiny/claims\.toml is missing"):
         begin()
 
 
-def test_the_machine_names_what_a_reader_needs_and_no_path():
-    found = lesson.machine()
-    assert set(found) == {"cpu", "cores", "threads", "bf16", "gpu", "platform", "python", "torch"}
+def test_a_lesson_is_begun_by_its_name_whatever_its_number_is(begin, tiny):
+    tiny.folder.rename(tiny.folder.with_name("07_tiny"))
+    assert begin().id == "07_tiny"
+    with pytest.raises(LookupError, match="'tine'; did you mean 'tiny'"):
+        lesson.start("tine")
+
+
+def test_what_the_course_prepares_and_knows_of_a_machine_is_asked_for(begin, tiny, monkeypatch):
+    called = []
+    monkeypatch.setattr(claims, "prepared", lambda: called.append("prepare"), raising=False)
+    monkeypatch.setattr(claims, "looked", lambda: {"oven": "hot"}, raising=False)
+    with (tiny.root / "pyproject.toml").open("a") as file:
+        file.write('prepare = "coursekit.claims:prepared"\nmachine = "coursekit.claims:looked"\n')
+    assert begin().machine["oven"] == "hot"
+    assert called == ["prepare"]
+
+
+def test_the_machine_names_what_a_reader_needs_and_no_path(tiny):
+    every_course = {"cpu", "threads", "platform", "python", "torch"}
+    assert set(lesson.machine(tiny.root)) == every_course
+    found = lesson.machine(ROOT)
+    assert set(found) == every_course | {"cores", "bf16", "gpu"}
     assert found["threads"] == torch.get_num_threads()
     assert not any(str(value).startswith("/") for value in found.values())
     assert found["cpu"] in claims.describe(found)
@@ -161,8 +183,8 @@ def test_other_machines_are_not(host):
     assert not offline.is_here(host)
 
 
-def test_the_guard_refuses_each_way_out_and_remembers():
-    offline.guard()
+def test_the_guard_refuses_each_way_out_and_remembers(begin):
+    begin()  # a lesson says which variable would let it out
     offline.guard()  # twice is once
     before = len(offline.attempts)
     with socket.socket() as tcp:

@@ -1,11 +1,11 @@
-"""What lessons 02 and 03 draw: anything that a reader writes is drawn, without a warning, and the same each time."""
+"""What lessons draw of a sentence: anything that a reader writes is drawn, without a warning, the same each time."""
 
 import warnings
 
 import pytest
 
-from sslcourse.teaching import plots
-from sslcourse.teaching.pictures import GAP, LINE, fills_and_attention, legible, scored_sentence
+from coursekit import plots
+from sslcourse.pictures import GAP, LINE, fills_and_attention, legible, scored_sentence
 
 STRANGE = ["$x_{", "$x_1$", "東", "नमस्ते", "\u202e", "\n", "", "a" * 90, "##ß", "[MASK]"]
 

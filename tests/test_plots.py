@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from sslcourse.teaching.plots import COLOURS
+from coursekit.plots import COLOURS
 
 CONTRAST = 3.0  # WCAG 2.2, success criterion 1.4.11: graphical objects
 DISTANCE = 15.0  # in CIELAB, where 2.3 is just noticeable; thin lines and small marks need more

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sslcourse.teaching import build, claims, quiz
+from coursekit import build, course, gate, quiz
 
 ROOT = Path(__file__).resolve().parents[1]
-LESSONS = claims.lessons(ROOT)
+LESSONS = course.lessons(ROOT)
 GOOD = [
     {"question": f"What is ${n} + 1$?", "type": "multiple_choice", "answers": [
         {"answer": f"`{n + 1}`", "correct": True, "feedback": "One more."},
@@ -40,7 +40,7 @@ def test_the_right_answer_is_not_given_away_by_its_place_or_length(lesson):
 
 
 def write(root, lesson, questions):
-    path = quiz.path(root, lesson)
+    path = course.part(root, lesson, "quiz.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(questions if isinstance(questions, str) else json.dumps(questions))
 
@@ -81,15 +81,15 @@ def test_a_badly_written_quiz_is_named(tmp_path, fault, message):
     questions = copy.deepcopy(GOOD)
     fault(questions)
     write(tmp_path, "01_tiny", questions)
-    with pytest.raises(quiz.QuizError, match=rf"01\.json.*{re.escape(message)}"):
+    with pytest.raises(quiz.QuizError, match=rf"^01_tiny/quiz\.json.*{re.escape(message)}"):
         quiz.load(tmp_path, "01_tiny")
 
 
 def test_a_quiz_that_is_missing_or_no_json_is_named(tmp_path):
-    with pytest.raises(quiz.QuizError, match=r"01\.json: .*No such file"):
+    with pytest.raises(quiz.QuizError, match=r"^01_tiny/quiz\.json: .*No such file"):
         quiz.load(tmp_path, "01_tiny")
     write(tmp_path, "01_tiny", "[")
-    with pytest.raises(quiz.QuizError, match=r"01\.json: "):
+    with pytest.raises(quiz.QuizError, match=r"^01_tiny/quiz\.json: "):
         quiz.load(tmp_path, "01_tiny")
 
 
@@ -104,4 +104,4 @@ def test_a_source_that_asks_for_its_quiz_gets_it_in_every_notebook(tiny):
 
 def test_the_gate_names_a_quiz_that_is_missing(stored):
     stored.plant("# In the stored run", "# {{quiz}}\n#\n# In the stored run")
-    assert any("01.json" in line for line in build.drift(stored.root))
+    assert any("01_tiny/quiz.json: " in line for line in gate.drift(stored.root))

@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from sslcourse import cli
-from sslcourse.teaching import build, claims, run
-from sslcourse.teaching.run import Outcome
+from coursekit import build, claims, commands, gate, run
+from coursekit.run import Outcome
 
 
 def test_run_prints_a_table_and_leaves_notebooks_and_pages(tiny, capsys):
@@ -29,7 +28,7 @@ def test_a_failure_is_shown_with_the_cells_source_and_the_tracebacks_end(tiny, c
     tiny.plant("numbers = [1, 2, 3]", "numbers = [1, 2, three]")
     assert run.run(tiny.root, [tiny.lesson], "quick") == 1
     said = capsys.readouterr().out
-    for part in ("FAILED", "a cell raised NameError", "name 'three' is not defined", "from sslcourse.teaching.checks"):
+    for part in ("FAILED", "a cell raised NameError", "name 'three' is not defined", "from coursekit import check"):
         assert part in said
     assert "\x1b" not in said
 
@@ -38,14 +37,14 @@ def test_what_is_stored(stored):
     """The learner's notebook in full: outputs there, parameters not injected, ledger fresh, no trace of the tools."""
     notebook = build.nbformat.read(stored.notebook, as_version=4)
     assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
-    assert build.outputs_of_checks(notebook) == {"1.1": "– Exercise 1.1: not attempted yet"}
+    assert gate.outputs_of_checks(notebook) == {"masked_mean_loss": "– Exercise masked_mean_loss: not attempted yet"}
     ledger = claims.stored(stored.root, stored.lesson)
-    assert ledger.profile == "full"
+    assert (ledger.lesson, ledger.profile) == ("tiny", "full")
     assert ledger.values == {"tiny-sum": 6.0, "tiny-count": 3.0, "tiny-error": 0.0, "tiny-loss": 2.25}
     assert claims.stale.why(ledger.definitions, claims.definitions(stored.root, stored.lesson)) == []
     assert {"the lesson's cells", "start"} <= ledger.definitions.keys()
     assert ledger.machine["torch"]
-    assert ledger.command == "python -m sslcourse notebooks 01"
+    assert ledger.command == "python -m sslcourse notebooks tiny"
     assert ledger.minutes > 0
     assert str(stored.root.parent) not in stored.notebook.read_text()
 
@@ -94,53 +93,74 @@ def test_the_memory_of_children_is_counted_and_of_earlier_ones_is_not():
 
 
 def test_the_kernels_environment_is_undone(monkeypatch):
-    monkeypatch.setenv("SSLCOURSE_CHECKS", "strict")
-    with run.environment(SSLCOURSE_CHECKS=None, SSLCOURSE_NEW="1"):
-        assert "SSLCOURSE_CHECKS" not in os.environ
-        assert os.environ["SSLCOURSE_NEW"] == "1"
-    assert os.environ["SSLCOURSE_CHECKS"] == "strict"
-    assert "SSLCOURSE_NEW" not in os.environ
+    monkeypatch.setenv("COURSEKIT_CHECKS", "strict")
+    with run.environment(COURSEKIT_CHECKS=None, COURSEKIT_NEW="1"):
+        assert "COURSEKIT_CHECKS" not in os.environ
+        assert os.environ["COURSEKIT_NEW"] == "1"
+    assert os.environ["COURSEKIT_CHECKS"] == "strict"
+    assert "COURSEKIT_NEW" not in os.environ
 
 
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("words", "chosen"), [([], ["01_tiny"]), (["01"], ["01_tiny"]), (["1"], ["01_tiny"]),
-                                               (["01_tiny", "1"], ["01_tiny"])])  # fmt: skip
+                                               (["01_tiny", "tiny", "1"], ["01_tiny"])])  # fmt: skip
 def test_how_lessons_are_named(tiny, words, chosen):
-    assert cli.select(tiny.root, words) == chosen
+    assert commands.select(tiny.root, words) == chosen
 
 
 def test_an_unknown_lesson_is_one_line_and_status_2(tiny, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.select(tiny.root, ["77"])
+        commands.select(tiny.root, ["77"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "there is no lesson '77'; known: 01_tiny\n"
+    assert capsys.readouterr().err == "there is no lesson '77'. Known: 01_tiny\n"
 
 
 @pytest.mark.parametrize("argv", [[], ["nonsense"], ["run", "--profile", "fast"], ["run", "77"]])
 def test_a_command_line_without_sense_is_status_2(argv):
     with pytest.raises(SystemExit) as stop:
-        cli.main(argv)
+        commands.main(argv)
     assert stop.value.code == 2
 
 
 def test_build_and_gate(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "ROOT", tiny.root)
-    assert cli.main(["build", "student", "01", "--out", str(tiny.root / "class")]) == 0
+    monkeypatch.setenv("COURSEKIT_ROOT", str(tiny.root))
+    assert commands.main(["build", "student", "01", "--out", str(tiny.root / "class")]) == 0
     student = json.loads((tiny.root / "class" / "01_tiny.ipynb").read_text())
-    assert student["metadata"]["sslcourse"]["kind"] == "student"
-    assert cli.main(["build"]) == 0
+    assert student["metadata"]["coursekit"]["kind"] == "student"
+    assert commands.main(["build"]) == 0
     assert tiny.notebook.exists()
-    assert cli.main(["gate"]) == 1
+    assert commands.main(["gate"]) == 1
     assert "no stored run" in capsys.readouterr().err
+
+
+def test_an_unknown_key_of_the_course_is_one_line_and_status_2(tiny, monkeypatch, capsys):
+    tiny.plant("package =", "pakage =", tiny.root / "pyproject.toml")
+    monkeypatch.setenv("COURSEKIT_ROOT", str(tiny.root))
+    assert commands.main(["gate"]) == 2
+    assert "[tool.coursekit] has 'pakage'" in capsys.readouterr().err
+
+
+def test_the_gate_says_that_two_have_one_name_and_nothing_falls_over(tiny, monkeypatch, capsys):
+    monkeypatch.setenv("COURSEKIT_ROOT", str(tiny.root))
+    (tiny.root / "README.md").write_text("<!-- @tiny -->01<!-- /@ -->")
+    tiny.add("02_other")
+    tiny.plant("other_loss", "tiny", tiny.folder.with_name("02_other") / "lesson.py")
+    assert commands.main(["gate"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("02_other: 'tiny' is already 01")
 
 
 def test_pretrain_and_doctor_need_no_jupyter():
     """On a bare node the command line imports neither Jupyter nor the teaching side."""
-    code = ("import sys; from sslcourse import cli; cli.parser('pretrain'); cli.parser('doctor');"
+    code = ("import sys, contextlib, io; from sslcourse import cli;\n"
+            "for command in ('pretrain', 'doctor'):\n"
+            "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:\n"
+            "        cli.main([command, '--help'])\n"
+            "    assert f'sslcourse {command}' in said.getvalue()\n"
             "bad = [m for m in sys.modules if m.split('.')[0] in"
             " ('jupytext', 'papermill', 'nbformat', 'nbclient', 'IPython', 'matplotlib', 'datasets')"
-            " or m.startswith('sslcourse.teaching')]; sys.exit(str(bad) if bad else 0)")  # fmt: skip
+            " or m.startswith('coursekit')]; sys.exit(str(bad) if bad else 0)")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

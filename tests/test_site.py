@@ -2,6 +2,7 @@
 
 import json
 import os
+import posixpath
 import re
 import subprocess
 import sys
@@ -11,10 +12,10 @@ import nbformat
 import pytest
 from markdown_it import MarkdownIt
 
-from sslcourse.teaching import audit, claims, site, translation
+from coursekit import audit, claims, course, site, source, translation
 
 ROOT = Path(__file__).resolve().parents[1]
-LESSONS = claims.lessons(ROOT)
+LESSONS = course.lessons(ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,23 @@ def test_a_correction_whose_cell_is_gone_or_not_the_only_one_is_refused():
         site.proof(one, twice)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('lesson = "masking_dataset"', 'lesson = "gone"', "entry 1: there is no lesson 'gone'"),
+        ('lesson = "masking_dataset"', "", "entry 1: there is no lesson ''"),
+        ("title =", "name =", "entry 1: .* unexpected keyword argument 'name'"),
+    ],
+)
+def test_an_entry_that_is_badly_written_is_named(tmp_path, old, new, says):
+    text = (ROOT / "docs" / "errata.toml").read_text(encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "errata.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    with pytest.raises(site.SiteError, match=says):
+        site.errata(tmp_path)
+
+
 # -- pages -------------------------------------------------------------------------------------------------------------
 
 
@@ -75,9 +93,14 @@ def test_every_claim_is_on_the_page_with_its_value_and_bound(pages):
             assert claim.id not in ledger.values or claim.with_unit(ledger.values[claim.id]) in row
 
 
-def test_the_front_page_lists_every_lesson_in_order_and_shows_the_ladder(pages):
+def test_the_front_page_lists_every_lesson_in_order_and_shows_the_cover(pages, tmp_path):
     assert re.findall(r"\(lessons/(\w+)\.ipynb\)", pages["index.md"]) == LESSONS
-    assert f"(pictures/{site.LADDER}.png)" in pages["index.md"]
+    cover = course.find(ROOT, course.config(ROOT).cover)
+    assert f"(pictures/{cover}.png)" in pages["index.md"]
+    site.write({"index.md": pages["index.md"]}, ROOT, tmp_path / "site")
+    shown = set(re.findall(r"\((pictures/[^)]+)\)", pages["index.md"]))
+    assert shown == {path.relative_to(tmp_path / "site").as_posix() for path in (tmp_path / "site").rglob("*.png")}
+    assert len(shown) == len(LESSONS)
 
 
 def test_what_readme_links_to_is_linked_on_the_site_and_is_there(pages):
@@ -89,9 +112,15 @@ def test_what_readme_links_to_is_linked_on_the_site_and_is_there(pages):
 
 
 def test_every_module_that_people_import_has_a_page(pages):
-    modules = {name[4:-4] for name in pages if name.startswith("api/sslcourse")}
-    assert {"sslcourse.loss", "sslcourse.masking", "sslcourse.pretraining", "sslcourse.teaching.plots"} <= modules
-    assert not {name for name in modules if name.startswith(("sslcourse.cli", "sslcourse.teaching.checks."))}
+    modules = {name[4:-4] for name in pages if name.startswith("api/") and name.endswith(".rst")}
+    cells = "\n".join(cell.source for lesson in LESSONS for cell in build_code(lesson))
+    imported = set(re.findall(r"^from ((?:sslcourse|coursekit)\.[\w.]+) import", cells, re.MULTILINE))
+    imported |= {f"{package}.{name}" for package, names in re.findall(r"^from (sslcourse) import (.+)$", cells, re.M)
+                 for name in re.sub(r" as \w+", "", names).split(", ")}  # fmt: skip
+    assert len(imported) > 20
+    assert imported | {"coursekit.checks", "coursekit.lesson", "coursekit.plots", "coursekit.widgets"} <= modules
+    assert not {name for name in modules if name.endswith(("cli", "__main__", ".commands"))}
+    assert set(pages["api/index.md"].split()) >= modules
 
 
 def test_what_unfolds_becomes_a_directive_with_markdown_in_its_summary():
@@ -125,11 +154,64 @@ def test_headings_of_a_lesson_come_in_order(lesson):
     assert all(below <= above + 1 for above, below in zip([0, *levels], levels, strict=False))
 
 
+@pytest.mark.parametrize("folder", ["cheatsheets", "teaching"])
+def test_every_lesson_has_its_page_and_the_index_leads_to_it(pages, folder):
+    general = [path.stem for path in sorted((ROOT / "docs" / folder).glob("*.md"))]
+    entries = pages[f"{folder}/index.md"].partition(":maxdepth: 1\n")[2].strip("`\n").split("\n")
+    assert entries == [*general, *LESSONS]
+    for lesson in LESSONS:
+        assert pages[f"{folder}/{lesson}.md"].startswith(f"# {course.number(lesson)} · "), lesson
+
+
+# A name that stands for a number, and a claim's id. "`@record`" is a decorator.
+UNFILLED = re.compile(r"(?<![\w.`])@[a-z]\w*|\{\{.*?\}\}|\(not measured yet\)")
+
+
+def test_every_name_and_every_claim_in_prose_has_become_its_number(pages, tmp_path):
+    said = {name: prose(text) if name.endswith(".ipynb") else text for name, text in pages.items()}
+    left = {name: UNFILLED.findall(re.sub(r"(?s)<!--.*?-->", "", text)) for name, text in said.items()
+            if not name.startswith("api/")}  # fmt: skip
+    assert {name: found for name, found in left.items() if found} == {}
+    numbers = source.numbers(ROOT)
+    assert f"lesson {numbers['fine_tuning']}" in said["data.md"]
+    assert re.search(rf"\b{re.escape(numbers['merge'])}\b", said["teaching/plans.md"])
+    assert f"(lesson {numbers['quantization']})" in said["glossary.md"]
+
+
+@pytest.mark.parametrize("text", ["as lesson @fine_tuning says", "{{fine-tuning-f1}}", "it is (not measured yet)"])
+def test_what_was_left_unfilled_is_seen(text):
+    assert UNFILLED.search(text)
+
+
+def prose(text):
+    return "\n\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "markdown")
+
+
+def build_code(lesson):
+    return [cell for cell in notebook(lesson).cells if cell.cell_type == "code"]
+
+
+NO_LINK = re.compile(r"(?s)```.*?```|`[^`\n]*`|\$[^$]*\$|!\[(?:[^\]\\]|\\.)*\]\([^)]*\)")  # code, formulas, pictures
+
+
+def test_links_of_written_pages_lead_somewhere(pages):
+    """Sphinx finds these, too, where it is installed."""
+    at_all = 0
+    for name, text in pages.items():
+        text = prose(text) if name.endswith(".ipynb") else text
+        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(NO_LINK, "", text)):
+            page, _, _ = target.partition("#")
+            if page and not re.match(r"https?:|mailto:|en:", page):
+                at_all += 1
+                assert posixpath.normpath(posixpath.join(posixpath.dirname(name), page)) in pages, f"{name}: {target}"
+    assert at_all > 50
+
+
 # -- translation -------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_untranslated_or_stale():
-    assert translation.problems(ROOT) == []
+    assert site.untranslated(ROOT) == []
 
 
 def test_a_sentence_that_is_missing_and_one_that_nobody_says_are_named(monkeypatch):
@@ -138,7 +220,7 @@ def test_a_sentence_that_is_missing_and_one_that_nobody_says_are_named(monkeypat
     del sentences.pairs[gone]
     sentences.pairs["Nobody says this."] = "没有人这样说。"
     monkeypatch.setattr(translation, "load", lambda root: sentences)
-    assert translation.problems(ROOT) == [f"{translation.PO}: untranslated: {gone}",
+    assert site.untranslated(ROOT) == [f"{translation.PO}: untranslated: {gone}",
                                           f"{translation.PO}: stale, no page says it: Nobody says this."]  # fmt: skip
 
 

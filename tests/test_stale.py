@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coursekit import stale
-from sslcourse.teaching import claims
+from coursekit import claims, course, source, stale
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -303,28 +302,31 @@ def test_a_course_without_a_package_uses_those_beside_coursekit(tmp_path):
 # -- this course -------------------------------------------------------------------------------------------------------
 
 FILES_NOW = stale.snapshot(ROOT)
-EVERY = {lesson[:2] for lesson in claims.lessons(ROOT)}
-PRETRAINED = {"03", "04", "05", "07", "09", "10"}
+EVERY = {course.name(lesson) for lesson in course.lessons(ROOT)}
+PRETRAINED = {"mlm_pretraining", "fine_tuning", "mixed_precision", "quantization", "generalization",
+              "pruning_and_sparsity"}  # fmt: skip
 EDITS = [  # file, what stands there, what is planted, whose definition it is, who reaches it
-    ("pretraining", "loss.backward()", "(2 * loss).backward()", "train_step", PRETRAINED),
-    ("masking", "mask_prob: float = 0.8", "mask_prob: float = 0.7", "mask_tokens", EVERY - {"00"}),
-    ("encoder", "class Layer(nn.Module):", "class Layer(nn.Sequential):", "Layer", EVERY - {"00"}),
-    ("distributed", "dist.all_reduce(", "dist.reduce(", "average_gradients", {"06"}),
-    ("equalities", "set_default_dtype(", "set_default_device(", "main", {"06"}),
-    ("ladder", "def climb(", "@torch.no_grad()\ndef climb(", "climb", {"08"}),
-    ("lora", "class LoRALinear(nn.Module)", "class LoRALinear(nn.Sequential)", "LoRALinear", {"04", "09", "10"}),
-    ("teaching/lesson", "SEED = 0", "SEED = 1", "SEED", EVERY),
-    ("encoder", "import torch\n", "import os.path as path\nimport torch\n", "nothing", NOBODY),
-    ("teaching/quiz", "FEWEST, MOST = 5, 8", "FEWEST, MOST = 5, 9", "MOST", NOBODY),
-    ("teaching/checks/__init__", 'TODO = ...', 'TODO = None', "TODO", NOBODY),
-    ("pretrain_cli", "SUFFIXES = (", "SUFFIXES = (1, ", "SUFFIXES", NOBODY),
+    ("sslcourse/pretraining", "loss.backward()", "(2 * loss).backward()", "train_step", PRETRAINED),
+    ("sslcourse/masking", "mask_prob: float = 0.8", "mask_prob: float = 0.7", "mask_tokens", EVERY - {"start_here"}),
+    ("sslcourse/encoder", "class Layer(nn.Module):", "class Layer(nn.Sequential):", "Layer", EVERY - {"start_here"}),
+    ("sslcourse/distributed", "dist.all_reduce(", "dist.reduce(", "average_gradients", {"distributed_training"}),
+    ("sslcourse/equalities", "set_default_dtype(", "set_default_device(", "main", {"distributed_training"}),
+    ("sslcourse/ladder", "def climb(", "@torch.no_grad()\ndef climb(", "climb", {"efficiency_ladder"}),
+    ("sslcourse/lora", "class LoRALinear(nn.Module)", "class LoRALinear(nn.Sequential)", "LoRALinear",
+     {"fine_tuning", "generalization", "pruning_and_sparsity"}),
+    ("coursekit/lesson", "SEED = 0", "SEED = 1", "SEED", EVERY),
+    ("sslcourse/encoder", "import torch\n", "import os.path as path\nimport torch\n", "nothing", NOBODY),
+    ("coursekit/quiz", "FEWEST, MOST = 5, 8", "FEWEST, MOST = 5, 9", "MOST", NOBODY),
+    ("coursekit/checks", "TODO = ...", "TODO = None", "TODO", NOBODY),
+    ("sslcourse/pretrain_cli", "SUFFIXES = (", "SUFFIXES = (1, ", "SUFFIXES", NOBODY),
 ]  # fmt: skip
+OTHERS = {stale.module_name(file) for file in FILES_NOW if file.startswith("coursekit/")} - set(claims.RUNS)
 
 
 def walks(files, change=lambda text: text):
-    sources = {lesson: (ROOT / "notebooks" / "source" / f"{lesson}.py").read_text() for lesson in claims.lessons(ROOT)}
-    return {lesson[:2]: stale.find(files, claims.to_stub(change(text)), not_followed=claims.NOT_MEASURED)
-            for lesson, text in sources.items()}  # fmt: skip
+    return {course.name(lesson): stale.find(files, source.to_stub(change(source.read(ROOT, lesson).text)),
+                                            not_followed=OTHERS)
+            for lesson in course.lessons(ROOT)}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -336,14 +338,14 @@ def test_edits_of_this_course_reach_whom_they_should(today):
     """All planted at once; each names its definition to the lessons that reach it, and to no others."""
     files = dict(FILES_NOW)
     for file, old, new, name, _ in EDITS:
-        path = f"sslcourse/{file}.py"
+        path = f"{file}.py"
         text = files[path].decode()
         place = max(0, text.find(f"def {name}("), text.find(f"class {name}("))
         assert old in text[place:], f"{old!r} is not in {file}, so nothing was planted"
         files[path] = (text[:place] + text[place:].replace(old, new, 1)).encode()
     found = changed(today, walks(files))
     for file, _, _, name, lessons in EDITS:
-        phrase = f"`{name}` (sslcourse/{file}.py) has changed"
+        phrase = f"`{name}` ({file}.py) has changed"
         assert {lesson for lesson, said in found.items() if phrase in said} == lessons, phrase
     names = {name for *_, name, _ in EDITS}
     assert {re.match("`(.*?)`", phrase)[1] for said in found.values() for phrase in said} <= names
@@ -354,8 +356,9 @@ def test_figures_of_this_course_reach_whom_they_should(today):
              for name in ("pretraining_race", "accelerator_30m_parts", "minilm_label_efficiency", "remedies_strength",
                           "quantization_minilm", "building_blocks")}  # fmt: skip
     assert shown == {
-        "pretraining_race": {"08"}, "accelerator_30m_parts": {"08"}, "minilm_label_efficiency": {"04"},
-        "remedies_strength": {"09"}, "quantization_minilm": {"07"}, "building_blocks": NOBODY,
+        "pretraining_race": {"efficiency_ladder"}, "accelerator_30m_parts": {"efficiency_ladder"},
+        "minilm_label_efficiency": {"fine_tuning"}, "remedies_strength": {"generalization"},
+        "quantization_minilm": {"quantization"}, "building_blocks": NOBODY,
     }  # fmt: skip
 
 
@@ -397,8 +400,8 @@ def test_modules_that_move_make_nothing_stale(today):
         files[f"sslcourse/{room}/__init__.py"] = b""
     after = walks(files, moved)
     assert changed(today, after) == {}
-    assert after["03"]["mask_tokens"].file == "sslcourse/objectives/masked.py"
-    assert after["06"]["ten_steps"].file == "sslcourse/studies/rank_proofs.py"
+    assert after["mlm_pretraining"]["mask_tokens"].file == "sslcourse/objectives/masked.py"
+    assert after["distributed_training"]["ten_steps"].file == "sslcourse/studies/rank_proofs.py"
 
 
 # -- trees as text -----------------------------------------------------------------------------------------------------

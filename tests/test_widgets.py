@@ -7,8 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from sslcourse.teaching import build, run
-from sslcourse.teaching.widgets import LIVE, Slider, corners, live_picture, panel
+from coursekit import gate, run
+from coursekit.widgets import LIVE, Slider, corners, live_picture, panel
 
 WIDE = Slider("GB/s", (1, 10, 100), start=10)
 SHARE = Slider("overlap", (0.0, 0.5, 1.0), start=0.5)
@@ -127,7 +127,7 @@ def test_something_that_is_no_picture_is_refused():
 def executed():
     """A notebook with one slider, run by a kernel, as ``python -m sslcourse notebooks`` does it."""
     code = (
-        "from sslcourse.teaching.widgets import Slider, live_picture\n"
+        "from coursekit.widgets import Slider, live_picture\n"
         "live_picture(lambda wide: b'PNG', alt='A line.', wide=Slider('GB/s', (1, 2), 1))"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
@@ -144,11 +144,11 @@ def test_a_kernel_displays_it_once_and_quietly(executed):
 
 def test_what_is_stored_is_a_picture_without_a_widget(executed):
     """A widget's name is another one at every run, and nothing answers to it in a notebook that is only read."""
-    assert any("widget" in line for line in build.stains(executed))
+    assert any("widget" in line for line in gate.stains(executed))
     stored = run.strip(nbformat.from_dict(executed))
     assert "widgets" not in stored.metadata
     (output,) = stored.cells[0].outputs
     assert set(output.data) == {"image/png", "text/plain"}
-    assert build.stains(stored) == []
+    assert gate.stains(stored) == []
 
 

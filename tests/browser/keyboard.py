@@ -1,7 +1,7 @@
 """Every control of the lessons, moved by keyboard in a real JupyterLab in a real browser.
 
-    make keyboard                              all lessons, quick profile; about a minute each
-    python tests/browser/keyboard.py 01 02     only these
+    make keyboard                                 all lessons, quick profile; about a minute each
+    python tests/browser/keyboard.py tiny 02      only these, by name or by number
 
 A learner's copy is opened. Before anything has run, each place of controls must show its stored picture. Then all cells
 run, and each control is reached and moved with keys alone: the picture beside it must become another one, and nothing
@@ -28,7 +28,7 @@ from typing import Any
 
 import chromium
 
-from sslcourse.teaching import lab
+from coursekit import commands, course, lab, source
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = "live_picture("  # in a source: a place of controls
@@ -41,12 +41,12 @@ IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
 CONTROLS = "[role=slider], select, input[type=text]"
 
 
-def main(*numbers: str) -> int:
-    """Drive the lessons of these numbers, or all that have controls; 0 green, 1 red, 2 if nothing could be tried."""
-    sources = sorted((ROOT / "notebooks" / "source").glob("[0-9][0-9]_*.py"))
-    chosen = {one.stem: one.read_text(encoding="utf-8").count(f"\n{CALLS}") for one in sources}
-    chosen = {name: count for name, count in chosen.items() if count and (not numbers or name[:2] in numbers)}
-    why = chromium.missing() or ("" if chosen else f"no lesson of {' '.join(numbers)} has a control")
+def main(*words: str) -> int:
+    """Drive these lessons, or all that have controls; 0 green, 1 red, 2 if nothing could be tried."""
+    lessons = commands.select(ROOT, list(words))
+    counted = {lesson: source.read(ROOT, lesson).text.count(f"\n{CALLS}") for lesson in lessons}
+    chosen = {lesson: count for lesson, count in counted.items() if count}
+    why = chromium.missing() or ("" if chosen else f"no lesson of {' '.join(lessons)} has a control")
     if why:
         print(f"keyboard: nothing was tried: {why}", file=sys.stderr)
         return 2
@@ -68,7 +68,7 @@ def main(*numbers: str) -> int:
 @contextmanager
 def jupyter() -> Iterator[str]:
     """A JupyterLab on copies of the lessons; the address of one, with {name} for the lesson's."""
-    with tempfile.TemporaryDirectory(prefix="sslcourse-keyboard-") as folder:
+    with tempfile.TemporaryDirectory(prefix="coursekit-keyboard-") as folder:
         work = Path(folder) / "work"
         lab.prepare(ROOT / "notebooks", work)
         settings = work / ".jupyter" / "settings" / "@jupyterlab" / "notebook-extension"
@@ -76,7 +76,7 @@ def jupyter() -> Iterator[str]:
         (settings / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
         token, port = secrets.token_hex(16), free_port()
         command = [*lab.command(work, port, browser=False), "--LabApp.expose_app_in_browser=True"]
-        quick = {"JUPYTER_TOKEN": token, "SSLCOURSE_PROFILE": "quick", "PYTHONPATH": str(ROOT)}
+        quick = {"JUPYTER_TOKEN": token, course.config(ROOT).variable("PROFILE"): "quick", "PYTHONPATH": str(ROOT)}
         server = subprocess.Popen(command, env=lab.environment(work) | quick, stdout=subprocess.DEVNULL,
                                   stderr=subprocess.DEVNULL)  # fmt: skip
         try:
