@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sslcourse.quiet import hush
+from sslcourse.commands.library_warnings import hush
 
 hush()  # here, because every benchmark imports this package before it imports transformers
 
@@ -28,10 +28,10 @@ def busy_cores() -> float:
 
 def texts(folder: str | None) -> tuple[list[str], list[str]]:
     """(training, held-out) documents: the factbook, or a folder's files, split as ``sslcourse pretrain`` does."""
-    from sslcourse import corpus, pretrain_cli
+    from sslcourse.data import corpus, text_files
 
     if folder is not None:
-        return pretrain_cli.split(pretrain_cli.read_texts(folder), seed=0)
+        return text_files.split(text_files.read_texts(folder), seed=0)
     splits = corpus.load_splits()
     return tuple([row["text"] for row in splits[name]] for name in ("train", "validation"))
 
@@ -45,11 +45,11 @@ def store(name: str, command: str, figures: dict[str, Any], folder: Path | None 
     import torch
     import transformers
 
-    from sslcourse import doctor
+    from sslcourse.measure import hardware
 
     origin = {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{doctor.cpu_name()}, {doctor.allowed_cores()} cores",
+        "machine": f"{hardware.cpu_name()}, {hardware.allowed_cores()} cores",
         "torch": torch.__version__.partition("+")[0],
         "transformers": transformers.__version__,
         "command": command,

@@ -31,10 +31,16 @@ from transformers import DataCollatorForLanguageModeling, ModernBertForMaskedLM
 
 from benchmarks import BUILD, store
 from benchmarks.pretraining import peers
-from sslcourse import corpus, masking, precision
-from sslcourse import tokenizer as wordpiece
-from sslcourse.encoder import EncoderForMaskedLM, attend
-from sslcourse.pretraining import Recipe, Tape, autocast, make_optimizer, train_step
+from sslcourse.data import corpus
+from sslcourse.data import tokenizer as wordpiece
+from sslcourse.data.ignored import IGNORE
+from sslcourse.measure import hardware
+from sslcourse.models.encoder import EncoderForMaskedLM, attend
+from sslcourse.objectives import masking
+from sslcourse.train.optimizers import make_optimizer
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.step import autocast, train_step
+from sslcourse.train.token_rows import Tape
 
 ROUNDS = 15
 ROWS, LENGTH = 32, 128
@@ -118,7 +124,7 @@ def _head(recipe: Recipe, inputs: torch.Tensor, labels: torch.Tensor) -> dict[st
     dense = EncoderForMaskedLM(recipe.config())
 
     def loss_everywhere(inputs: torch.Tensor, labels: torch.Tensor, narrow: bool) -> tuple[torch.Tensor, int]:
-        count = int((labels != masking.IGNORE).sum())
+        count = int((labels != IGNORE).sum())
         return dense(inputs, labels=labels).loss * count, count
 
     dense.masked_loss = loss_everywhere
@@ -147,9 +153,9 @@ def _step(recipe: Recipe, tokenizer: Any, inputs: torch.Tensor, labels: torch.Te
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), recipe.max_grad_norm)
         optimizers[theirs].step()
 
-    before = precision.peak_flops(torch.bfloat16)
+    before = hardware.peak_flops(torch.bfloat16)
     row = contest(lambda: train_step(ours, optimizers[ours], inputs, labels, recipe), stock_step, repeats=2)
-    peak = max(before, precision.peak_flops(torch.bfloat16))
+    peak = max(before, hardware.peak_flops(torch.bfloat16))
     for who, name in (("ours", "course"), ("theirs", "started")):
         useful = peers.useful_flops(name, knobs, recipe.vocab_size) * inputs.numel()
         row[f"{who}_mfu"] = useful / (row[f"{who}_ms"] / 1000) / peak

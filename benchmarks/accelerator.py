@@ -15,7 +15,7 @@ written anew after each contestant, so a run that is cut off leaves what it had.
 
     bert         BertForMaskedLM, no dropout, logits everywhere
     modernbert   ModernBertForMaskedLM, full attention, ``sparse_prediction``
-    course rows  this course's step (``sslcourse.accelerated``), every token reads its whole row, as the two above
+    course rows  this course's step (``sslcourse.train.gpu_step``), every token reads its whole row, as the two above
     course       the same, documents in a row kept apart by FlexAttention
 
 All have as many weights, bf16 by autocast, rows of 512 tokens packed without padding, the same number of masks, drawn
@@ -55,14 +55,17 @@ from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBe
 
 from benchmarks import busy_cores, store, texts
 from benchmarks.pretraining import report
-from sslcourse import accelerated, precision, start
-from sslcourse import tokenizer as wordpiece
-from sslcourse.accelerated import DeviceTape
-from sslcourse.encoder import EncoderForMaskedLM
-from sslcourse.ladder import Rung, flops_per_token, time_to
-from sslcourse.masking import IGNORE
-from sslcourse.optimizer import make_optimizer
-from sslcourse.pretraining import Recipe, learning_rate
+from sslcourse.data import tokenizer as wordpiece
+from sslcourse.data.ignored import IGNORE
+from sslcourse.measure import hardware, timing
+from sslcourse.models import initial_weights
+from sslcourse.models.encoder import EncoderForMaskedLM
+from sslcourse.studies.ladder import Rung, flops_per_token, time_to
+from sslcourse.train import gpu_step
+from sslcourse.train.gpu_step import DeviceTape
+from sslcourse.train.optimizers import make_optimizer
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.step import learning_rate
 
 TOKENS = Path("build/bench/tokens.safetensors")
 MASK_RATE, HELD_OUT_RATE = 0.3, 0.15
@@ -192,7 +195,7 @@ class Contestant:
         """What ``passes`` does, from its recording with so many rows."""
         rows = len(batch[0])
         if rows not in self.recorded:
-            self.recorded[rows] = accelerated.captured(self.passes, list(self.model.parameters()), batch, self.pool)
+            self.recorded[rows] = gpu_step.captured(self.passes, list(self.model.parameters()), batch, self.pool)
         return self.recorded[rows](*batch)
 
     def recording_error(self, batch: tuple[Tensor, ...]) -> float:
@@ -256,10 +259,10 @@ def without_parts(size: Size, text: Text, device: torch.device, compiled: bool) 
 def start_where_counting_ends(model: EncoderForMaskedLM, text: Text) -> None:
     """``Recipe(start="neighbours")``, counted on the host and factorised on the device."""
     table = model.get_input_embeddings().weight
-    counts = start.neighbour_counts(text.train.tokens.cpu(), text.vocab_size).to(table.device)
+    counts = initial_weights.neighbour_counts(text.train.tokens.cpu(), text.vocab_size).to(table.device)
     with torch.device(table.device), torch.no_grad():
-        table.copy_(start.token_vectors(counts, table.shape[1]))
-    start.look_at_neighbours(model)
+        table.copy_(initial_weights.token_vectors(counts, table.shape[1]))
+    initial_weights.look_at_neighbours(model)
 
 
 def by_labels(model: nn.Module) -> Loss:
@@ -276,13 +279,13 @@ def by_places(
     model: EncoderForMaskedLM, apart: bool, compiled: bool, stream: torch.dtype | None = torch.bfloat16
 ) -> Loss:
     """This course's, from places and targets."""
-    run, score = accelerated.run_layer, accelerated.scores_loss
+    run, score = gpu_step.run_layer, gpu_step.scores_loss
     if compiled:
         run, score = torch.compile(run, dynamic=False), torch.compile(score, dynamic=False)
 
     def loss(inputs: Tensor, documents: Tensor, where: Tensor, targets: Tensor) -> Tensor:
-        mask = accelerated.document_mask(documents) if apart else None
-        return accelerated.masked_loss(model, inputs, where, targets, mask, run, score, stream)
+        mask = gpu_step.document_mask(documents) if apart else None
+        return gpu_step.masked_loss(model, inputs, where, targets, mask, run, score, stream)
 
     return loss
 
@@ -343,7 +346,7 @@ class Bench:
         self.held_out = [(documents[part], self.masked(ids[part].long(), HELD_OUT_RATE, seed)) for part in parts]
 
     def masked(self, ids: Tensor, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        return accelerated.draw_masks(ids, count=round(rate * self.size.length), vocab_size=self.text.vocab_size,
+        return gpu_step.draw_masks(ids, count=round(rate * self.size.length), vocab_size=self.text.vocab_size,
                                       mask_token_id=self.text.mask_token_id, generator=generator)  # fmt: skip
 
     def batches(self, seed: int, rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -483,7 +486,7 @@ def measured(
 def at_full_batches(bench: Bench, everyone: dict[str, Contestant]) -> tuple[float, dict[str, dict[str, Any]]]:
     """The device's peak in operations a second, and what use of it each contestant makes."""
     on_gpu = bench.device.type == "cuda"
-    peak = precision.peak_flops(torch.bfloat16, bench.device, size=8192 if on_gpu else 512)
+    peak = hardware.peak_flops(torch.bfloat16, bench.device, size=8192 if on_gpu else 512)
     rows: dict[str, dict[str, Any]] = {}
     for name, speeds in bench.speeds(everyone).items():
         one = everyone[name]
@@ -513,7 +516,7 @@ def attention_seconds(size: Size, device: torch.device) -> dict[str, float]:
     for name, kernel in KERNELS.items():
         with sdpa_kernel(kernel):
             try:
-                found[name] = precision.seconds(work, ROUNDS, device)
+                found[name] = timing.seconds(work, ROUNDS, device)
             except RuntimeError as error:  # not on this device
                 print(f"attention by {name}: {str(error).splitlines()[0]}", flush=True)
     return found

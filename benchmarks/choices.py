@@ -21,9 +21,11 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import make_pipeline
 
 from benchmarks import store
-from sslcourse import finetuning, labelled, pretrained, scores
-from sslcourse.finetuning import Settings
-from sslcourse.lora import add_lora
+from sslcourse.data import labelled
+from sslcourse.models.lora import add_lora
+from sslcourse.studies import lesson_encoder
+from sslcourse.tasks import encoding, fitting, pretrained_bodies, scores, task_heads
+from sslcourse.tasks.fitting import Settings
 
 SEEDS = (100, 101)
 RATES = (1e-3, 2e-3, 3e-3)
@@ -49,7 +51,7 @@ SIZES = {
 
 
 def main() -> None:
-    run = pretrained.load()
+    run = lesson_encoder.load()
     tokenizer, body = run.tokenizer, run.model.model
     table: dict[str, dict[str, list[float]]] = {}
     best: dict[str, float] = {}
@@ -63,7 +65,7 @@ def main() -> None:
     def contend(
         task: str,
         rows: dict[str, list],
-        head: Callable[[Any], finetuning.TaskModel],
+        head: Callable[[Any], task_heads.TaskModel],
         encode: Callable[[list], list],
         measure: Callable[[list, list, list], float],
     ) -> None:
@@ -71,10 +73,10 @@ def main() -> None:
         held_out = rows["validation"][:400]
         encoded = encode(held_out)
 
-        def score(model: finetuning.TaskModel, rate: float, seed: int, size: Size = SIZES[task]) -> float:
+        def score(model: task_heads.TaskModel, rate: float, seed: int, size: Size = SIZES[task]) -> float:
             sample = encode(random.Random(seed).sample(rows["train"], size.labels))
-            finetuning.fit(model, sample, Settings(size.steps, size.batch, rate, seed=seed, precision="fp32"))
-            return measure(held_out, encoded, finetuning.predict(model, encoded))
+            fitting.fit(model, sample, Settings(size.steps, size.batch, rate, seed=seed, precision="fp32"))
+            return measure(held_out, encoded, fitting.predict(model, encoded))
 
         def pretrained_score(rate: float, seed: int) -> float:
             torch.manual_seed(seed)
@@ -82,7 +84,7 @@ def main() -> None:
 
         def scratch_score(rate: float, seed: int) -> float:
             torch.manual_seed(seed)
-            return score(head(finetuning.untrained(body, seed)), rate, seed)
+            return score(head(pretrained_bodies.untrained(body, seed)), rate, seed)
 
         compare(f"{task}, pretrained", RATES, pretrained_score)
         compare(f"{task}, scratch", RATES, scratch_score)
@@ -105,8 +107,8 @@ def main() -> None:
     contend(
         "names",
         names,
-        lambda body: finetuning.TokenClassifier(body, len(TAGS)),
-        lambda rows: finetuning.encode_tags(tokenizer, [r.words for r in rows], [r.tags for r in rows], TAGS),
+        lambda body: task_heads.TokenClassifier(body, len(TAGS)),
+        lambda rows: encoding.encode_tags(tokenizer, [r.words for r in rows], [r.tags for r in rows], TAGS),
         lambda rows, encoded, found: scores.token_score(
             [r.tags for r in rows], [[TAGS[tag] for tag in row] for row in found]).f1,
     )  # fmt: skip
@@ -116,8 +118,8 @@ def main() -> None:
         contend(
             task,
             rows,
-            lambda body, classes=classes: finetuning.SequenceClassifier(body, len(classes)),
-            lambda rows, classes=classes: finetuning.encode_texts(
+            lambda body, classes=classes: task_heads.SequenceClassifier(body, len(classes)),
+            lambda rows, classes=classes: encoding.encode_texts(
                 tokenizer, [r.text for r in rows], [r.label for r in rows], classes, 64),
             lambda rows, _, found, classes=classes: scores.accuracy([classes.index(r.label) for r in rows], found),
         )  # fmt: skip
@@ -140,19 +142,19 @@ def main() -> None:
     contend(
         "relation",
         relations,
-        lambda body: finetuning.RelationClassifier(body, len(kinds)),
-        lambda rows: finetuning.encode_relations(
+        lambda body: task_heads.RelationClassifier(body, len(kinds)),
+        lambda rows: encoding.encode_relations(
             tokenizer, *([getattr(r, n) for r in rows] for n in ("text", "subject", "object", "label")), kinds),
         lambda rows, encoded, found: scores.accuracy([kinds.index(r.label) for r in rows], found),
     )  # fmt: skip
     contend(
         "question",
         labelled.questions(),
-        finetuning.SpanPredictor,
-        lambda rows: finetuning.encode_questions(
+        task_heads.SpanPredictor,
+        lambda rows: encoding.encode_questions(
             tokenizer, [r.question for r in rows], [r.context for r in rows], [(r.start, r.end) for r in rows]),
         lambda rows, encoded, found: sum(
-            scores.answer_f1(r.answer, finetuning.answer_text(one, r.context, span))
+            scores.answer_f1(r.answer, encoding.answer_text(one, r.context, span))
             for r, one, span in zip(rows, encoded, found, strict=True)) / len(rows),
     )  # fmt: skip
     figures = {"best": best, "score": table, "sizes": {task: size._asdict() for task, size in SIZES.items()}}

@@ -20,8 +20,9 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks import busy_cores, store, texts
-from sslcourse import ladder, precision
-from sslcourse.ladder import ARTICLE, LADDER, Rung
+from sslcourse.measure import hardware
+from sslcourse.studies import ladder
+from sslcourse.studies.ladder import ARTICLE, LADDER, Rung
 
 TAKEN_BACK = ("start by width, outputs at zero", "decay on the clock", "no padding", "logits where they are scored",
               "bf16", "larger batches")  # fmt: skip
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{seed} {group:8s} {name:40s} {track.loss:.3f} nats, {track.tokens_per_second:7,.0f} tokens/s",
                   flush=True)  # fmt: skip
     command = "python -m benchmarks.ladder " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    figures = {"seconds": given.seconds, "seeds": given.seeds, "busy_cores": busy, "peak_flops": precision.peak_flops()}
+    figures = {"seconds": given.seconds, "seeds": given.seeds, "busy_cores": busy, "peak_flops": hardware.peak_flops()}
     store("ladder", command.strip(), figures | found)
     return 0
 

@@ -28,51 +28,53 @@ import torch
 
 from benchmarks import MEASURED, store
 from benchmarks.transfer import TAGS, opened
-from sslcourse import finetuning, labelled, latency, scores
-from sslcourse import quantization as q
+from sslcourse.compress import int8_copies, serving_routes
+from sslcourse.data import labelled
+from sslcourse.measure import intervals, timing
+from sslcourse.tasks import encoding, fitting, scores, task_heads
 
 COUNT, STEPS = 800, 100
 SHAPES = ((1, 128), (8, 128))
 WITH_TABLE = "torchao dynamic, table too"
 
 
-def tagger(body: Any, tokenizer: Any, names: dict[str, list], rate: float, seed: int) -> finetuning.TokenClassifier:
+def tagger(body: Any, tokenizer: Any, names: dict[str, list], rate: float, seed: int) -> task_heads.TokenClassifier:
     """Fine-tuned on ``COUNT`` sentences, in fp32."""
     torch.manual_seed(seed)
-    model = finetuning.TokenClassifier(copy.deepcopy(body), len(TAGS))
+    model = task_heads.TokenClassifier(copy.deepcopy(body), len(TAGS))
     sample = random.Random(seed).sample(names["train"], COUNT)
-    settings = finetuning.Settings(STEPS, learning_rate=rate, seed=seed, precision="fp32")
-    finetuning.fit(model, encoded(tokenizer, sample), settings)
+    settings = fitting.Settings(STEPS, learning_rate=rate, seed=seed, precision="fp32")
+    fitting.fit(model, encoded(tokenizer, sample), settings)
     return model.eval()
 
 
-def encoded(tokenizer: Any, rows: Sequence[labelled.Tagged]) -> list[finetuning.Example]:
-    return finetuning.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
+def encoded(tokenizer: Any, rows: Sequence[labelled.Tagged]) -> list[encoding.Example]:
+    return encoding.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
 
 
-def token_f1(model: torch.nn.Module, examples: list[finetuning.Example], rows: Sequence[labelled.Tagged]) -> float:
-    found = finetuning.predict(model, examples, precision="fp32")
+def token_f1(model: torch.nn.Module, examples: list[encoding.Example], rows: Sequence[labelled.Tagged]) -> float:
+    found = fitting.predict(model, examples, precision="fp32")
     return scores.token_score([row.tags for row in rows], [[TAGS[tag] for tag in row] for row in found]).f1
 
 
-def deprecated(model: torch.nn.Module) -> q.Route:
+def deprecated(model: torch.nn.Module) -> serving_routes.Route:
     """torch.ao's dynamic int8, which torchao replaces; it says so itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model).eval(), {torch.nn.Linear}, torch.qint8)
-    return q.Route(made)
+    return serving_routes.Route(made)
 
 
 def timed(calls: dict[str, Callable[..., Any]], batch: dict[str, torch.Tensor], rounds: int) -> dict[str, Any]:
     """p50, p95, rows a second and the ratio to fp32, of every route on one batch."""
-    times = latency.side_by_side({name: partial(call, **batch) for name, call in calls.items()}, rounds, warmup=3)
+    times = timing.side_by_side({name: partial(call, **batch) for name, call in calls.items()}, rounds, warmup=3)
     rows = len(batch["input_ids"])
     return {
         name: {
-            "p50_ms": 1e3 * latency.summary(seconds).p50,
-            "p95_ms": 1e3 * latency.summary(seconds).p95,
-            "rows_per_second": rows / latency.summary(seconds).p50,
-            "times_as_fast": list(latency.ratio(times["fp32"], seconds)),
+            "p50_ms": 1e3 * timing.summary(seconds).p50,
+            "p95_ms": 1e3 * timing.summary(seconds).p95,
+            "rows_per_second": rows / timing.summary(seconds).p50,
+            "times_as_fast": list(timing.ratio(times["fp32"], seconds)),
         }
         for name, seconds in times.items()
     }
@@ -92,8 +94,8 @@ def on_cpu(encoder: str, seeds: int, rounds: int) -> dict[str, Any]:
     for seed in range(seeds):
         model = tagger(body, tokenizer, names, rate, seed)
         with tempfile.TemporaryDirectory() as folder:
-            found = q.routes(model, calibration[0], folder, calibration)
-            found[WITH_TABLE] = q.Route(q.torchao_copy(model, tables=True))
+            found = serving_routes.routes(model, calibration[0], folder, calibration)
+            found[WITH_TABLE] = serving_routes.Route(int8_copies.torchao_copy(model, tables=True))
             found["torch.ao (deprecated)"] = deprecated(model)
             for name, route in found.items():
                 f1.setdefault(name, []).append(token_f1(route.model, test, names["test"]))
@@ -106,19 +108,19 @@ def on_cpu(encoder: str, seeds: int, rounds: int) -> dict[str, Any]:
         "encoder": encoder,
         "weights": sum(weight.numel() for weight in body.parameters()),
         "token_f1": f1,
-        "minus_fp32": {name: list(scores.interval(a - b for a, b in zip(values, f1["fp32"], strict=True)))
+        "minus_fp32": {name: list(intervals.interval(a - b for a, b in zip(values, f1["fp32"], strict=True)))
                        for name, values in f1.items()},
         "bytes": sizes,
         "speed": speed,
-        "load": latency.busy(),
+        "load": timing.busy(),
     }  # fmt: skip
 
 
-def _speed(model: torch.nn.Module, found: dict[str, q.Route], rows: int, rounds: int) -> dict[str, Any]:
+def _speed(model: torch.nn.Module, found: dict[str, serving_routes.Route], rows: int, rounds: int) -> dict[str, Any]:
     body, compiled = model.body, {}
     calls: dict[str, Any] = dict(found)
     calls["bf16 autocast"] = partial(_autocast, model)
-    for name, one in (("fp32", body), ("torchao dynamic", q.torchao_copy(model).body),
+    for name, one in (("fp32", body), ("torchao dynamic", int8_copies.torchao_copy(model).body),
                       (WITH_TABLE, found[WITH_TABLE].model.body)):  # fmt: skip
         name += ", compiled"
         compiled[name] = torch.compile(one, dynamic=False)
@@ -162,19 +164,22 @@ def on_gpu(rounds: int) -> dict[str, Any]:
                        ("fp8", Float8DynamicActivationFloat8WeightConfig)):  # fmt: skip
         models[name] = copy.deepcopy(plain)
         quantize_(models[name], kind())
-    sizes = {name: q.memory_bytes(model) for name, model in models.items()}
+    sizes = {name: int8_copies.memory_bytes(model) for name, model in models.items()}
     calls = {name: torch.compile(model) for name, model in models.items()}
     figures: dict[str, Any] = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "bytes": sizes}
     for batch, seq in ((1, 128), (8, 128), (64, 128), (64, 512)):
         ids = torch.randint(1000, 30000, (batch, seq), device="cuda")
         with torch.inference_mode():
             exact = plain(input_ids=ids).last_hidden_state.float()
-            noise = {name: q.sqnr(exact, call(input_ids=ids).last_hidden_state.float()) for name, call in calls.items()}
+            noise = {
+                name: int8_copies.sqnr(exact, call(input_ids=ids).last_hidden_state.float())
+                for name, call in calls.items()
+            }
             waiting = {name: partial(_synchronised, call, ids) for name, call in calls.items()}
-            times = latency.side_by_side(waiting, rounds)
+            times = timing.side_by_side(waiting, rounds)
         figures[f"{batch} x {seq}"] = {
-            name: {"p50_ms": 1e3 * latency.summary(seconds).p50, "sqnr_db": noise[name],
-                   "times_as_fast": list(latency.ratio(times["bf16"], seconds))}
+            name: {"p50_ms": 1e3 * timing.summary(seconds).p50, "sqnr_db": noise[name],
+                   "times_as_fast": list(timing.ratio(times["bf16"], seconds))}
             for name, seconds in times.items()
         }  # fmt: skip
     return figures

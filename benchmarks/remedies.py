@@ -22,17 +22,12 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import MEASURED, store
-from sslcourse import finetuning, labelled, pretrained, scores
-from sslcourse.finetuning import Settings
-from sslcourse.generalization import (
-    WeightAverage,
-    adversarial,
-    augmented,
-    drop_spans,
-    drop_tokens,
-    replace_tokens,
-)
-from sslcourse.lora import add_lora
+from sslcourse.data import labelled
+from sslcourse.models.lora import add_lora
+from sslcourse.studies import lesson_encoder
+from sslcourse.tasks import encoding, fitting, scores, task_heads
+from sslcourse.tasks.fitting import Settings
+from sslcourse.tasks.robustness import WeightAverage, adversarial, augmented, drop_spans, drop_tokens, replace_tokens
 
 SEEDS = (100, 101, 102)
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -47,28 +42,28 @@ def main(arguments: list[str] | None = None) -> None:
         "--confirm", action="store_true", help="twenty seeds on the test countries, at stored strengths"
     )
     confirm = parser.parse_args(arguments).confirm
-    run = pretrained.load()
+    run = lesson_encoder.load()
     tokenizer, names = run.tokenizer, labelled.person_names()
     held_out = names["test"] if confirm else names["validation"][:300]
 
     def encode(rows: list) -> list:
-        return finetuning.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
+        return encoding.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
 
     held_out_encoded = encode(held_out)
 
     def score(seed: int, dropout: float = 0.0, prepare: Callable = lambda model: None, hooks: dict | None = None,
               **settings: float) -> float:  # fmt: skip
         torch.manual_seed(seed)
-        model = finetuning.TokenClassifier(copy.deepcopy(run.model.model), len(TAGS), dropout)
+        model = task_heads.TokenClassifier(copy.deepcopy(run.model.model), len(TAGS), dropout)
         prepare(model)
         hooks = hooks or {}
         if "learning_rate" not in settings:
             settings["learning_rate"] = plain_rate
         examples = encode(random.Random(seed).sample(names["train"], COUNT))
-        finetuning.fit(model, examples, Settings(STEPS, seed=seed, precision="fp32", **settings), **hooks)
+        fitting.fit(model, examples, Settings(STEPS, seed=seed, precision="fp32", **settings), **hooks)
         if "on_step" in hooks:
             hooks["on_step"].restore(model)
-        found = [[TAGS[tag] for tag in row] for row in finetuning.predict(model, held_out_encoded)]
+        found = [[TAGS[tag] for tag in row] for row in fitting.predict(model, held_out_encoded)]
         return scores.entity_score([row.tags for row in held_out], found).f1
 
     def changed(make: Callable) -> Callable:

@@ -19,8 +19,9 @@ import sys
 from typing import Any
 
 from benchmarks import busy_cores, store, texts
-from sslcourse import tokenizer as wordpiece
-from sslcourse.pretraining import Diverged, Recipe, pretrain
+from sslcourse.data import tokenizer as wordpiece
+from sslcourse.train.loop import Diverged, pretrain
+from sslcourse.train.recipe import Recipe
 
 RATES = (0.75e-3, 1.5e-3, 3e-3, 6e-3, 12e-3, 24e-3)
 SCHEDULES = ("constant", "linear", "cosine")

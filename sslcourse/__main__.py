@@ -1,8 +1,8 @@
-"""``python -m sslcourse``: see ``sslcourse.cli``."""
+"""``python -m sslcourse``: see ``sslcourse.commands.command_line``."""
 
 import sys
 
-from sslcourse.cli import main
+from sslcourse.commands.command_line import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,13 +1,14 @@
-"""sslcourse.accelerated: the GPU's step gives the encoder's own loss and gradients; its masks are what it says."""
+"""sslcourse.train.gpu_step: the GPU's step gives the encoder's own loss and gradients; its masks are what it says."""
 
 import pytest
 import torch
 
-from sslcourse import accelerated, masking, tape
-from sslcourse import tokenizer as wordpiece
-from sslcourse.accelerated import DeviceTape
-from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
-from sslcourse.masking import IGNORE
+from sslcourse.data import packing
+from sslcourse.data import tokenizer as wordpiece
+from sslcourse.data.ignored import IGNORE
+from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM
+from sslcourse.train import gpu_step, token_rows
+from sslcourse.train.gpu_step import DeviceTape
 
 MASK, VOCAB = 4, 300
 
@@ -19,7 +20,7 @@ def batch():
     ids = torch.randint(MASK + 1, VOCAB, (4, 24), generator=dice)
     documents = torch.tensor([0] * 7 + [1] * 9 + [2] * 8).expand(4, -1) + 3 * torch.arange(4)[:, None]
     ids[:, [0, 7, 16]], ids[:, [6, 15, 23]] = 2, 3
-    return (*accelerated.draw_masks(ids, count=6, vocab_size=VOCAB, mask_token_id=MASK, generator=dice), documents)
+    return (*gpu_step.draw_masks(ids, count=6, vocab_size=VOCAB, mask_token_id=MASK, generator=dice), documents)
 
 
 @pytest.fixture
@@ -43,11 +44,11 @@ def gradients(model, loss):
 def test_loss_and_gradients_are_the_encoders_own(model, batch, apart):
     inputs, where, targets, documents = batch
     labels = torch.full_like(inputs, IGNORE).flatten().index_copy(0, where, targets).view_as(inputs)
-    reads = {"attention_mask": masking.isolation_mask(documents)} if apart else {}
+    reads = {"attention_mask": packing.isolation_mask(documents)} if apart else {}
     total, count = model.masked_loss(inputs, labels, **reads)
     theirs, expected = total / count, gradients(model, total / count)
-    mask = accelerated.document_mask(documents) if apart else None
-    ours = accelerated.masked_loss(model, inputs, where, targets, mask)
+    mask = gpu_step.document_mask(documents) if apart else None
+    ours = gpu_step.masked_loss(model, inputs, where, targets, mask)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)  # a mean of 24 terms in another order
     found = gradients(model, ours)
     for name, gradient in expected.items():
@@ -61,12 +62,12 @@ def test_layers_hand_on_bf16_if_told_and_the_loss_hardly_moves(model, batch):
 
     def run(layer, x, *others):
         handed_on.append(x.dtype)
-        return accelerated.run_layer(layer, x, *others)
+        return gpu_step.run_layer(layer, x, *others)
 
     losses, found = {}, {}
     for stream in (None, torch.bfloat16):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = accelerated.masked_loss(model, inputs, where, targets, run=run, stream=stream)
+            loss = gpu_step.masked_loss(model, inputs, where, targets, run=run, stream=stream)
         losses[stream], found[stream] = float(loss.detach()), gradients(model, loss)
     assert handed_on == [torch.float32] * 3 + [torch.bfloat16] * 3
     assert losses[torch.bfloat16] == pytest.approx(losses[None], rel=2**-8)  # bf16 rounds to half of that
@@ -78,8 +79,8 @@ def test_layers_hand_on_bf16_if_told_and_the_loss_hardly_moves(model, batch):
 @torch.no_grad()  # FlexAttention has no backward pass on a CPU
 def test_blocks_are_the_same_mask_and_documents_apart_another_loss_than_together(model, batch):
     inputs, where, targets, documents = batch
-    table, blocks = (accelerated.document_mask(documents, blocks=kind) for kind in (False, True))
-    together, by_table, by_blocks = (accelerated.masked_loss(model, inputs, where, targets, mask)
+    table, blocks = (gpu_step.document_mask(documents, blocks=kind) for kind in (False, True))
+    together, by_table, by_blocks = (gpu_step.masked_loss(model, inputs, where, targets, mask)
                                      for mask in (None, table, blocks))  # fmt: skip
     torch.testing.assert_close(by_blocks, by_table, rtol=1e-6, atol=0)
     assert abs(float(together - by_table)) > 1e-3
@@ -89,7 +90,7 @@ def test_blocks_are_the_same_mask_and_documents_apart_another_loss_than_together
 @torch.no_grad()
 def test_all_layers_and_all_batches_share_what_is_compiled(model, batch, apart):
     inputs, where, targets, documents = batch
-    masks = [accelerated.document_mask(one, blocks=True) if apart else None for one in (documents, documents.flip(1))]
+    masks = [gpu_step.document_mask(one, blocks=True) if apart else None for one in (documents, documents.flip(1))]
     graphs = []
 
     def count(graph, _):
@@ -97,19 +98,19 @@ def test_all_layers_and_all_batches_share_what_is_compiled(model, batch, apart):
         return graph.forward
 
     torch._dynamo.reset()
-    run = torch.compile(accelerated.run_layer, backend=count, dynamic=False, fullgraph=True)
-    losses = [accelerated.masked_loss(model, inputs, where, targets, mask, run) for mask in masks]
+    run = torch.compile(gpu_step.run_layer, backend=count, dynamic=False, fullgraph=True)
+    losses = [gpu_step.masked_loss(model, inputs, where, targets, mask, run) for mask in masks]
     assert len(graphs) == 3  # the first layer, which has no norm before; those between; the last, which is narrow
-    accelerated.masked_loss(model, inputs, where[:12], targets[:12], masks[0], run)
+    gpu_step.masked_loss(model, inputs, where[:12], targets[:12], masks[0], run)
     torch._dynamo.reset()
     assert len(graphs) == 4  # with another number of places only the last layer is another
     for mask, loss in zip(masks, losses, strict=True):
-        plain = accelerated.masked_loss(model, inputs, where, targets, mask)
+        plain = gpu_step.masked_loss(model, inputs, where, targets, mask)
         torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
 
 
 def draw(ids, count, seed=0, **options):
-    return accelerated.draw_masks(ids, count=count, vocab_size=VOCAB, mask_token_id=MASK,
+    return gpu_step.draw_masks(ids, count=count, vocab_size=VOCAB, mask_token_id=MASK,
                                   generator=torch.Generator().manual_seed(seed), **options)  # fmt: skip
 
 
@@ -169,7 +170,7 @@ def documents():
 
 
 def test_the_tape_on_the_device_is_that_of_pretrain_and_each_epoch_reads_each_row_once(documents):
-    ours, theirs = DeviceTape.of(*documents, 16), tape.Tape(*documents, 16)
+    ours, theirs = DeviceTape.of(*documents, 16), token_rows.Tape(*documents, 16)
     assert torch.equal(ours.tokens.long(), theirs.tokens)
     assert ours.documents.unique().tolist() == list(range(40))
     starts = ours.tokens == documents[1].cls_token_id

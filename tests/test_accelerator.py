@@ -8,7 +8,7 @@ import torch
 
 import benchmarks
 from benchmarks import accelerator
-from sslcourse import precision
+from sslcourse.measure import operation_counts
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_useful_operations_are_those_that_torch_counts(tokens):
     slots = round(accelerator.MASK_RATE * size.length)
     for name in ("modernbert", "course rows"):
         one = everyone[name]
-        counted = precision.counted_flops(lambda one=one: one.in_bf16(*batch).backward())
+        counted = operation_counts.counted_flops(lambda one=one: one.in_bf16(*batch).backward())
         useful = one.flops_per_token * size.rows * size.length
         # the formula takes 0.3 of a row of 32 for what is 10 of 32 in truth
         assert abs(counted / useful - 1) < slots / size.length / accelerator.MASK_RATE - 1 + 0.03, name
@@ -129,7 +129,7 @@ def test_a_recording_that_does_not_do_what_it_recorded_is_not_timed(tokens, monk
 
         return replay
 
-    monkeypatch.setattr(accelerator.accelerated, "captured", recorded)
+    monkeypatch.setattr(accelerator.gpu_step, "captured", recorded)
     stale = False
     assert one.recording_error(batch) < 1e-6
     stale = True  # the batch of the recording is read for ever

@@ -6,8 +6,9 @@ import pytest
 
 from benchmarks import __main__ as blocks
 from benchmarks.pretraining import peers
-from sslcourse import tokenizer as wordpiece
-from sslcourse.pretraining import Recipe, Tape
+from sslcourse.data import tokenizer as wordpiece
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.token_rows import Tape
 
 
 @pytest.fixture(scope="module")

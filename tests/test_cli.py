@@ -2,7 +2,7 @@
 
 import pytest
 
-from sslcourse.cli import main
+from sslcourse.commands.command_line import main
 
 
 def status(*words):

@@ -7,7 +7,7 @@ import re
 import pytest
 from datasets import DatasetDict
 
-from sslcourse import corpus
+from sslcourse.data import corpus
 
 
 @pytest.fixture(scope="module")

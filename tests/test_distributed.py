@@ -14,10 +14,10 @@ from ranks.pretraining import RECIPE, corpus
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
 
-from sslcourse import cluster, distributed, pretraining
-from sslcourse.distributed import ShardedBatches, share, state_bytes
-from sslcourse.launch import RankFailed, torchrun
-from sslcourse.parallel import ParallelLayer
+from sslcourse.studies.tensor_parallel import ParallelLayer
+from sslcourse.train import across_ranks, loop, loop_across_ranks
+from sslcourse.train.across_ranks import ShardedBatches, share, state_bytes
+from sslcourse.train.start_processes import RankFailed, torchrun
 
 RANKS = Path(__file__).parent / "ranks"
 
@@ -39,7 +39,7 @@ def same_bits(a, b):
 
 @pytest.fixture(scope="module", params=[2, 3])
 def computed(request):
-    said = torchrun("sslcourse.equalities", processes=request.param, timeout=240)
+    said = torchrun("sslcourse.studies.rank_proofs", processes=request.param, timeout=240)
     assert said[1:] == [""] * (request.param - 1)
     return json.loads(said[0])
 
@@ -73,7 +73,7 @@ def test_ranks_give_the_gradients_of_one_process(computed, how):
 )
 def test_other_seeds_sizes_and_kinds_of_numbers_are_as_near(options, bound):
     """Seed 5 on three ranks was 1.5e-6 off while the number of ranks stood before the backward pass."""
-    said = torchrun("sslcourse.equalities", "data_parallel", *options, processes=3, timeout=240)
+    said = torchrun("sslcourse.studies.rank_proofs", "data_parallel", *options, processes=3, timeout=240)
     found = json.loads(said[0])["data_parallel"]
     assert max(found[how] for how in SAME) <= bound
     assert found["mean of means"] > 0.05
@@ -91,7 +91,7 @@ def test_fewer_bytes_are_fewer_and_rounded_ones_train_the_same(computed):
 
 
 def test_the_loss_is_the_mean_over_all_ranks_tokens(computed):
-    assert max(computed["data_parallel"][f"{strategy} loss"] for strategy in distributed.STRATEGIES) <= 1e-6
+    assert max(computed["data_parallel"][f"{strategy} loss"] for strategy in across_ranks.STRATEGIES) <= 1e-6
 
 
 def test_the_mean_of_means_is_another_gradient(computed):
@@ -113,7 +113,7 @@ def test_a_layer_cut_over_ranks_equals_the_whole_layer(computed):
 
 
 def test_a_layer_that_does_not_divide_is_refused():
-    from sslcourse.encoder import Layer
+    from sslcourse.models.encoder import Layer
 
     with pytest.raises(ValueError, match="world=3 does not divide the layer's 1 heads"):
         ParallelLayer(Layer(RECIPE.config(), 0), 0, 3)
@@ -200,24 +200,24 @@ def test_an_unknown_stage_is_refused():
 
 
 def test_without_torchrun_there_is_one_rank_and_the_group_is_left_again():
-    with distributed.start(device="cpu") as ranks:
+    with across_ranks.start(device="cpu") as ranks:
         assert (ranks.rank, ranks.world) == (0, 1)
-        assert distributed.total(2, 0.5) == [2, 0.5]
-        with pytest.raises(ValueError, match="a process group exists already"), distributed.start():
+        assert across_ranks.total(2, 0.5) == [2, 0.5]
+        with pytest.raises(ValueError, match="a process group exists already"), across_ranks.start():
             pass
     assert not torch.distributed.is_initialized()
 
 
 def test_a_step_without_a_masked_token_is_refused():
-    from sslcourse.cluster import fresh_objective
+    from sslcourse.train.loop_across_ranks import fresh_objective
 
     ids = torch.full((2, 8), 7)
-    with distributed.start(device="cpu") as ranks:
-        wrapped = distributed.wrap(fresh_objective(RECIPE, ranks.device), "ddp", ranks)
+    with across_ranks.start(device="cpu") as ranks:
+        wrapped = across_ranks.wrap(fresh_objective(RECIPE, ranks.device), "ddp", ranks)
         with pytest.raises(ValueError, match="no rank has a masked token"):
-            distributed.backward(wrapped, [(ids, torch.full_like(ids, -100))])
+            across_ranks.backward(wrapped, [(ids, torch.full_like(ids, -100))])
         with pytest.raises(ValueError, match=r"choose ddp .* or fsdp"):
-            distributed.wrap(torch.nn.Linear(2, 2), "zero", ranks)
+            across_ranks.wrap(torch.nn.Linear(2, 2), "zero", ranks)
 
 
 @pytest.mark.parametrize(
@@ -231,14 +231,14 @@ def test_a_step_without_a_masked_token_is_refused():
     ],
 )
 def test_a_run_that_cannot_be_is_refused_before_anything_is_written(tmp_path, options, message):
-    with distributed.start(device="cpu") as ranks, pytest.raises(ValueError, match=message):
-        cluster.pretrain(*corpus(), RECIPE, ranks=ranks, out=tmp_path / "run", **options)
+    with across_ranks.start(device="cpu") as ranks, pytest.raises(ValueError, match=message):
+        loop_across_ranks.pretrain(*corpus(), RECIPE, ranks=ranks, out=tmp_path / "run", **options)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])
 def test_a_timeout_that_is_none_is_refused(timeout):
-    with pytest.raises(ValueError, match="timeout="), distributed.start(timeout):
+    with pytest.raises(ValueError, match="timeout="), across_ranks.start(timeout):
         pass
 
 
@@ -253,9 +253,9 @@ def undisturbed(tmp_path_factory):
 
 
 def test_ranks_train_what_one_process_trains(undisturbed):
-    """The losses of ``pretraining.pretrain`` on the same texts. 1e-3: AdamW in fp32 amplifies the order of sums."""
+    """The losses of ``loop.pretrain`` on the same texts. 1e-3: AdamW in fp32 amplifies the order of sums."""
     out, _ = undisturbed
-    run = pretraining.pretrain(*corpus(), RECIPE, steps=12, evaluations=4, device="cpu", progress=False)
+    run = loop.pretrain(*corpus(), RECIPE, steps=12, evaluations=4, device="cpu", progress=False)
     ours = [row["loss"] for row in json.loads((out / "history.json").read_text())]
     assert ours == pytest.approx([row["loss"] for row in run.history], abs=1e-3)
     from transformers import AutoModelForMaskedLM
@@ -364,14 +364,14 @@ def test_more_ranks_than_rows_are_refused(tmp_path):
     """Before anything is asked of the group, so nine need not be started."""
     nine = SimpleNamespace(world=9)
     with pytest.raises(ValueError, match="batch_size=8 gives 9 ranks"):
-        cluster.pretrain(*corpus(), RECIPE, ranks=nine, out=tmp_path / "run", steps=2)
+        loop_across_ranks.pretrain(*corpus(), RECIPE, ranks=nine, out=tmp_path / "run", steps=2)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_texts_of_less_than_a_batch_leave_nothing(tmp_path):
     few, held_out = corpus()
-    with distributed.start(device="cpu") as ranks, pytest.raises(ValueError, match="too little for one batch"):
-        cluster.pretrain(few[:2], held_out, RECIPE, ranks=ranks, out=tmp_path / "run", steps=2)
+    with across_ranks.start(device="cpu") as ranks, pytest.raises(ValueError, match="too little for one batch"):
+        loop_across_ranks.pretrain(few[:2], held_out, RECIPE, ranks=ranks, out=tmp_path / "run", steps=2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -383,10 +383,10 @@ def test_the_rank_that_failed_first_is_named_with_its_own_traceback(tmp_path):
     script.write_text(
         "import torch.distributed as dist\n"
         "from torch.distributed.elastic.multiprocessing.errors import record\n"
-        "from sslcourse import distributed\n"
+        "from sslcourse.train import across_ranks\n"
         "@record\n"
         "def main():\n"
-        "    with distributed.start(timeout=30, device='cpu') as ranks:\n"
+        "    with across_ranks.start(timeout=30, device='cpu') as ranks:\n"
         "        if ranks.rank == 1:\n"
         "            raise ArithmeticError('planted on one')\n"
         "        dist.barrier()\n"
@@ -423,7 +423,7 @@ def test_a_port_in_use_is_named():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(RankFailed, match=f"port={port} is in use"):
-            torchrun("sslcourse.equalities", port=port, timeout=60)
+            torchrun("sslcourse.studies.rank_proofs", port=port, timeout=60)
 
 
 CONFIG = """
@@ -443,7 +443,7 @@ def test_accelerate_starts_what_its_file_says_on_two_machines(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         (tmp_path / "config.yaml").write_text(CONFIG.format(port=server.getsockname()[1]))
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    target = ["-m", "sslcourse.equalities", "collectives"]
+    target = ["-m", "sslcourse.studies.rank_proofs", "collectives"]
     started = [
         subprocess.Popen([*command, "--config_file", tmp_path / "config.yaml", "--machine_rank", str(rank), *target],
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
@@ -514,7 +514,7 @@ def test_a_command_that_makes_no_sense_is_refused_by_every_rank(tmp_path, text, 
 
 
 def test_options_for_several_processes_are_refused_without_torchrun(tmp_path, text, capsys):
-    from sslcourse.cli import main
+    from sslcourse.commands.command_line import main
 
     assert main(["pretrain", "--text", str(text), "--out", str(tmp_path / "run"), "--strategy", "fsdp"]) == 2
     assert "--nproc-per-node" in capsys.readouterr().err

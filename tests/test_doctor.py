@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslcourse import doctor
-from sslcourse.doctor import Machine, advice, cgroup_limits, problems
+from sslcourse.commands import doctor
+from sslcourse.commands.doctor import Machine, advice, problems
+from sslcourse.measure import hardware
+from sslcourse.measure.hardware import cgroup_limits
 
 GOOD = Machine(
     system="Linux x86_64",
@@ -177,10 +179,10 @@ def test_flags_are_read_as_linux_spells_them(tmp_path):
     x86, arm = tmp_path / "x86", tmp_path / "arm"
     x86.write_text("processor : 0\nmodel name : Some  CPU @ 2GHz\nflags : fpu avx512_bf16 avx512_vnni amx_tile\n")
     arm.write_text("processor : 0\nFeatures : fp asimd asimddp bf16\n")
-    assert {"avx512_bf16", "avx512_vnni", "amx_tile"} <= doctor.cpu_flags(x86)
-    assert {"bf16", "asimddp"} <= doctor.cpu_flags(arm)
-    assert doctor.cpu_name(x86) == "Some CPU @ 2GHz"
-    assert doctor.cpu_flags(tmp_path / "absent") is not None  # macOS and Windows have no such file
+    assert {"avx512_bf16", "avx512_vnni", "amx_tile"} <= hardware.cpu_flags(x86)
+    assert {"bf16", "asimddp"} <= hardware.cpu_flags(arm)
+    assert hardware.cpu_name(x86) == "Some CPU @ 2GHz"
+    assert hardware.cpu_flags(tmp_path / "absent") is not None  # macOS and Windows have no such file
 
 
 def test_data_are_counted_and_their_absence_is_zero(monkeypatch):
@@ -190,11 +192,14 @@ def test_data_are_counted_and_their_absence_is_zero(monkeypatch):
 
 
 def test_matrix_product_speed_is_positive():
-    assert doctor.gflops(torch.float32, size=128, seconds=0.01) > 0
+    assert hardware.gflops(torch.float32, size=128, seconds=0.01) > 0
 
 
 def test_the_real_machine_by_its_command():
-    code = "import argparse; from sslcourse import doctor; raise SystemExit(doctor.main(argparse.Namespace(json=True)))"
+    code = (
+        "import argparse; from sslcourse.commands import doctor; "
+        "raise SystemExit(doctor.main(argparse.Namespace(json=True)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     shown = json.loads(done.stdout)
     assert done.returncode == (1 if shown["problems"] else 0)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
-from sslcourse import tokenizer as wordpiece
-from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM, rotary_tables, rotate
-from sslcourse.masking import IGNORE, MaskedLMDataset, isolation_mask
+from sslcourse.data import tokenizer as wordpiece
+from sslcourse.data.ignored import IGNORE
+from sslcourse.data.packing import isolation_mask
+from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM, rotary_tables, rotate
+from sslcourse.objectives.masking import MaskedLMDataset
 
 TEXTS = [
     "the capital of the country is a large port on the river",

@@ -22,7 +22,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from sslcourse import corpus
+from sslcourse.data import corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -136,7 +136,7 @@ def test_readme_names_every_door():
 
 
 def test_versions_that_doctor_asks_for_are_those_of_pyproject():
-    from sslcourse import doctor
+    from sslcourse.commands import doctor
 
     bounds = {requirement.name: str(requirement.specifier) for requirement in DIRECT}
     for name, least in doctor.MIN_VERSIONS.items():

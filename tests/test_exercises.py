@@ -130,7 +130,7 @@ def test_a_lesson_without_graders_is_named(tiny):
 
 
 def test_an_answer_that_calls_the_courses_graders_is_told():
-    from sslcourse.loss import mlm_loss
+    from sslcourse.objectives.masked_lm import mlm_loss
 
     graded = checks.load(ROOT, "01_loss_derivation")["masked_mean_loss"].__globals__
     for shortcut in (mlm_loss, lambda logits, labels: graded["_mean"](logits.log_softmax(-1), labels)):

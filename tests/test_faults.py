@@ -16,10 +16,16 @@ from safetensors.torch import load_file, save_file
 from test_pretraining import HELD_OUT, RECIPE, TEXTS, PowerCut, cut_at
 from tqdm import tqdm
 
-from sslcourse import checkpoint, pretraining
-from sslcourse import tokenizer as wordpiece
-from sslcourse.checkpoint import Store
-from sslcourse.pretraining import Diverged, Interrupted, pretrain
+from sslcourse.data import tokenizer as wordpiece
+from sslcourse.data import whole_files
+from sslcourse.data.ignored import IGNORE
+from sslcourse.models import encoder
+from sslcourse.train import checkpoint, loop, optimizers
+from sslcourse.train.checkpoint import Store
+from sslcourse.train.loop import Diverged, Interrupted, pretrain
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.state import State
+from sslcourse.train.step import train_step
 
 OPTIONS = {"steps": 40, "evaluations": 5, "progress": False}
 
@@ -199,14 +205,14 @@ def test_a_death_while_it_tidies_up_leaves_nothing(tokenizer, undisturbed, tmp_p
 
 def at_batch(monkeypatch, number, act):
     """Do something right after the update of a run's so-many-th batch, counted by what it reads."""
-    step, seen = pretraining.train_step, [0]
+    step, seen = train_step, [0]
 
     def patched(model, optimizer, inputs, labels, recipe):
         loss = step(model, optimizer, inputs, labels, recipe)
         seen[0] += 1
         return act(model, loss) if seen[0] == number else loss
 
-    monkeypatch.setattr(pretraining, "train_step", patched)
+    monkeypatch.setattr(loop, "train_step", patched)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -353,9 +359,9 @@ def test_a_whole_checkpoint_of_another_model_is_refused(tokenizer, left, tmp_pat
     else:  # a single number would be broadcast in silence
         tensors["head.norm.weight" if how == "another shape" else "extra"] = torch.ones(1)
     save_file(tensors, folder / "model.safetensors")
-    record = checkpoint.unsealed((folder / "state.json").read_text())
-    record["files"]["model.safetensors"] = checkpoint.digest(folder / "model.safetensors")
-    (folder / "state.json").write_text(checkpoint.sealed(record))
+    record = whole_files.unsealed((folder / "state.json").read_text())
+    record["files"]["model.safetensors"] = whole_files.digest(folder / "model.safetensors")
+    (folder / "state.json").write_text(whole_files.sealed(record))
     with pytest.raises(ValueError, match=r"is damaged.*another model"):
         go(tokenizer, tmp_path / "run", resume=True)
 
@@ -382,8 +388,8 @@ def test_a_checkpoint_of_another_program_is_refused_and_kept(tokenizer, tmp_path
 
 def test_a_checkpoint_of_several_ranks_is_told_apart(tokenizer, left, tmp_path):
     folder = laid_out(left, tmp_path)
-    record = checkpoint.unsealed((folder / "state.json").read_text())
-    (folder / "state.json").write_text(checkpoint.sealed(record | {"kind": "ranks under torchrun"}))
+    record = whole_files.unsealed((folder / "state.json").read_text())
+    (folder / "state.json").write_text(whole_files.sealed(record | {"kind": "ranks under torchrun"}))
     with pytest.raises(ValueError, match="was written by ranks under torchrun; resume it so"):
         go(tokenizer, tmp_path / "run", resume=True)
 
@@ -409,9 +415,9 @@ def test_a_complete_run_does_not_tidy_up_after_another(tokenizer, undisturbed, l
 
     shutil.copytree(undisturbed, tmp_path / "run")
     folder = laid_out(left, tmp_path)
-    record = checkpoint.unsealed((folder / "state.json").read_text())
+    record = whole_files.unsealed((folder / "state.json").read_text())
     record["identity"]["texts"] = "those of another run"
-    (folder / "state.json").write_text(checkpoint.sealed(record))
+    (folder / "state.json").write_text(whole_files.sealed(record))
     assert go(tokenizer, tmp_path / "run", resume=True).stopped == "steps"
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
 
@@ -506,7 +512,7 @@ def test_a_spike_is_undone_and_told_to_who_asked(tokenizer, monkeypatch, number)
 
 def judged(losses, **start):
     """What a state says to these losses, one a step; None if nothing."""
-    state = checkpoint.State({"steps": len(losses) + 1, "evaluations": 1, "minutes": None, "patience": None}, **start)
+    state = State({"steps": len(losses) + 1, "evaluations": 1, "minutes": None, "patience": None}, **start)
     for loss in losses:
         state.after_step(torch.tensor(loss), 1, 0.0)
         if trouble := state.trouble():
@@ -540,14 +546,14 @@ def test_a_healthy_run_raises_no_alarm(tokenizer, batch_size):
 
 
 def always_from(monkeypatch, number, act):
-    step, seen = pretraining.train_step, [0]
+    step, seen = train_step, [0]
 
     def patched(model, optimizer, inputs, labels, recipe):
         loss = step(model, optimizer, inputs, labels, recipe)
         seen[0] += 1
         return act(model, loss) if seen[0] >= number else loss
 
-    monkeypatch.setattr(pretraining, "train_step", patched)
+    monkeypatch.setattr(loop, "train_step", patched)
 
 
 @pytest.mark.filterwarnings("ignore:at step")
@@ -568,7 +574,7 @@ def test_a_loss_that_stays_wrong_ends_the_run_and_keeps_the_last_good_state(toke
 @pytest.mark.filterwarnings("ignore:at step")
 def test_a_restored_run_that_is_interrupted_goes_on_to_the_same_bits(tokenizer, tmp_path, monkeypatch):
     """The fault comes with one batch, as a damaged row would bring it, however often that is read."""
-    step, poison = pretraining.train_step, []
+    step, poison = train_step, []
 
     def patched(model, optimizer, inputs, labels, recipe):
         loss = step(model, optimizer, inputs, labels, recipe)
@@ -579,10 +585,10 @@ def test_a_restored_run_that_is_interrupted_goes_on_to_the_same_bits(tokenizer, 
         return step(model, optimizer, inputs, labels, recipe)
 
     seen: list = []
-    monkeypatch.setattr(pretraining, "train_step", remember)
+    monkeypatch.setattr(loop, "train_step", remember)
     go(tokenizer, tmp_path / "looked-at")
     poison.append(seen[20])
-    monkeypatch.setattr(pretraining, "train_step", patched)
+    monkeypatch.setattr(loop, "train_step", patched)
     whole = go(tokenizer, tmp_path / "whole")
     assert [event["back_to"] for event in whole.restores] == [16]
     for stop in (16, 24, 32):
@@ -596,7 +602,7 @@ def test_a_restored_run_that_is_interrupted_goes_on_to_the_same_bits(tokenizer, 
 @pytest.mark.parametrize("stop", [18, 22, 23])
 def test_a_stop_between_a_fault_and_its_discovery_changes_nothing(tokenizer, tmp_path, monkeypatch, stop):
     """Batch 21 is bad, step 24 is where losses are judged: what is saved in between must not pass for a good state."""
-    step, seen, poison = pretraining.train_step, [], []
+    step, seen, poison = train_step, [], []
 
     def patched(model, optimizer, inputs, labels, recipe):
         loss = step(model, optimizer, inputs, labels, recipe)
@@ -606,7 +612,7 @@ def test_a_stop_between_a_fault_and_its_discovery_changes_nothing(tokenizer, tmp
         return becomes_nan(model, loss) if bad and torch.equal(inputs, bad[0]) else loss
 
     bad: list = []
-    monkeypatch.setattr(pretraining, "train_step", patched)
+    monkeypatch.setattr(loop, "train_step", patched)
     go(tokenizer, tmp_path / "looked-at")
     bad.append(seen[20])
     whole = go(tokenizer, tmp_path / "whole")
@@ -666,14 +672,14 @@ def test_memory_stays_flat_with_logits_as_large_as_in_earnest():
     """Each step masks another number of tokens; were its shapes others each time, memory could not be used again."""
     import psutil
 
-    recipe = replace(pretraining.Recipe(), batch_size=8)
+    recipe = replace(Recipe(), batch_size=8)
     torch.manual_seed(0)
-    model = pretraining.EncoderForMaskedLM(recipe.config())
-    optimizer, sizes = pretraining.make_optimizer(model, recipe), []
+    model = encoder.EncoderForMaskedLM(recipe.config())
+    optimizer, sizes = optimizers.make_optimizer(model, recipe), []
     for step in range(161):
         inputs = torch.randint(5, recipe.vocab_size, (recipe.batch_size, recipe.sequence_length))
-        labels = torch.where(torch.rand(inputs.shape) < recipe.mask_rate, inputs, pretraining.IGNORE)
-        pretraining.train_step(model, optimizer, inputs, labels, recipe)
+        labels = torch.where(torch.rand(inputs.shape) < recipe.mask_rate, inputs, IGNORE)
+        train_step(model, optimizer, inputs, labels, recipe)
         if step in (60, 160):
             sizes.append(psutil.Process().memory_info().rss)
     assert sizes[1] - sizes[0] < 40 * 2**20, [size // 2**20 for size in sizes]

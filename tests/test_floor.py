@@ -1,4 +1,4 @@
-"""The contract of ``sslcourse.floor``: the scored posterior is exact, and its loss is a floor."""
+"""The contract of ``sslcourse.objectives.entropy_floor``: the scored posterior is exact, and its loss is a floor."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from sslcourse.floor import MarkovSource, random_transition, stationary
-from sslcourse.masking import mask_tokens
+from sslcourse.objectives.entropy_floor import MarkovSource, random_transition, stationary
+from sslcourse.objectives.masking import mask_tokens
 
 CHAINS = {
     "dense": [[0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4]],

@@ -107,7 +107,7 @@ except ImportError:
     pass
 else:
     raise SystemExit("the wall has a hole: matplotlib was importable")
-from sslcourse.cli import main
+from sslcourse.commands.command_line import main
 status = main(["pretrain", "--text", {str(tmp_path / "text.txt")!r}, "--out", {str(tmp_path / "out")!r},
                *"--steps 2 --batch-size 4 --sequence-length 32 --vocab-size 200 --hidden-size 64 --layers 1".split()])
 assert not status, status

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from coursekit import checks, course, grade, grade_box, grade_read
-from sslcourse.cli import main
+from sslcourse.commands.command_line import main
 
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = course.lessons(ROOT)

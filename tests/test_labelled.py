@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sslcourse import labelled
+from sslcourse.data import labelled
 
 TASKS = (labelled.sections, labelled.regions, labelled.person_names, labelled.questions, labelled.relations)
 
@@ -33,7 +33,7 @@ def test_counts_in_the_data_card_are_recomputed(splits, request):
 
 
 def test_the_same_examples_in_another_process():
-    code = "from sslcourse import labelled as l, checkpoint as c; print(c.fingerprint([repr(t()) for t in " \
+    code = "from sslcourse.data import labelled as l, whole_files as c; print(c.fingerprint([repr(t()) for t in " \
            "(l.sections, l.person_names, l.questions, l.relations)], []))"  # fmt: skip
     seen = {subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, check=True,
                            capture_output=True, text=True).stdout for seed in ("1", "2")}  # fmt: skip

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from benchmarks import ladder as bench
-from sslcourse import ladder
-from sslcourse.encoder import EncoderForMaskedLM
-from sslcourse.ladder import ARTICLE, LADDER, Batch, Rung, Text, Track
-from sslcourse.masking import IGNORE
-from sslcourse.pretraining import Recipe, Tape
+from sslcourse.data.ignored import IGNORE
+from sslcourse.models.encoder import EncoderForMaskedLM
+from sslcourse.studies import ladder
+from sslcourse.studies.ladder import ARTICLE, LADDER, Batch, Rung, Text, Track
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.token_rows import Tape
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 1, "batch_size": 4, "sequence_length": 32}
 CURVE = [(10.0, 6.0), (20.0, 4.0), (30.0, 5.0)]

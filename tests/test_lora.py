@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from sslcourse.encoder import Encoder, EncoderConfig
-from sslcourse.lora import LoRALinear, add_lora, merge_lora
+from sslcourse.models.encoder import Encoder, EncoderConfig
+from sslcourse.models.lora import LoRALinear, add_lora, merge_lora
 
 TARGETS = ("Wqkv", "Wi", "Wo")
 

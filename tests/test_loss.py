@@ -1,4 +1,4 @@
-"""The contract of ``sslcourse.loss``: equal to PyTorch in value, gradient and update, and clear when it cannot be."""
+"""The masked loss and the update rules: equal to PyTorch in value, gradient and update, or clear why not."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslcourse.loss import (
-    adam_step,
-    adamw_step,
+from sslcourse.objectives.masked_lm import (
     bits_per_byte,
     bits_per_token,
     mlm_loss,
     mlm_loss_grad,
     mlm_loss_sum,
     perplexity,
-    sgd_step,
 )
+from sslcourse.train.update_rules import adam_step, adamw_step, sgd_step
 
 
 def batch(seed: int, *shape: int, vocab: int = 11, dtype: torch.dtype = torch.float64, scored: float = 0.3):

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from sslcourse import masking, tokenizer
-from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
-from sslcourse.masking import IGNORE, mask_tokens
+from sslcourse.data import packing, tokenizer
+from sslcourse.data.ignored import IGNORE
+from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM
+from sslcourse.objectives import masking
+from sslcourse.objectives.masking import mask_tokens
 
 ALARM = 1e-6
 V, MASK = 200, 4
@@ -424,7 +426,7 @@ IDS = {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
 @pytest.mark.parametrize("length", [3, 8, 64])
 def test_packing_loses_no_token(lengths, length):
     documents = [list(range(10 * i + 10, 10 * i + 10 + n)) for i, n in enumerate(lengths)]
-    ids, owner = masking.pack(documents, length, **IDS)
+    ids, owner = packing.pack(documents, length, **IDS)
     assert ids.shape == owner.shape
     assert ids.shape[1] == length
     flat, numbers = ids.flatten(), owner.flatten()
@@ -437,20 +439,20 @@ def test_packing_loses_no_token(lengths, length):
 
 def test_packing_refuses_what_cannot_be_packed():
     with pytest.raises(ValueError, match="length=2"):
-        masking.pack([[5]], 2, **IDS)
+        packing.pack([[5]], 2, **IDS)
     with pytest.raises(ValueError, match="documents is empty"):
-        masking.pack([], 8, **IDS)
+        packing.pack([], 8, **IDS)
 
 
 def test_packing_takes_an_iterator_and_leaves_lists_alone():
     documents = [[5, 6], [7]]
-    masking.pack(iter(documents), 4, **IDS)
+    packing.pack(iter(documents), 4, **IDS)
     assert documents == [[5, 6], [7]]
 
 
 def test_isolation_mask_and_positions():
     owner = torch.tensor([[0, 0, 1, 1, 1, -1], [1, 2, 2, 3, 3, 3]])
-    mask = masking.isolation_mask(owner)
+    mask = packing.isolation_mask(owner)
     assert mask.shape == (2, 1, 6, 6)
     assert mask.dtype == torch.bool
     for row in range(2):
@@ -458,7 +460,7 @@ def test_isolation_mask_and_positions():
             for key in range(6):
                 assert bool(mask[row, 0, query, key]) == (owner[row, query] == owner[row, key])
     assert mask.any(-1).all()  # a query that may read nothing gives nan
-    assert masking.restart_positions(owner).tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 1, 0, 1, 2]]
+    assert packing.restart_positions(owner).tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 1, 0, 1, 2]]
 
 
 @pytest.fixture(scope="module")
@@ -475,7 +477,7 @@ def model():
 @pytest.fixture(scope="module")
 def packed():
     documents = [torch.randint(5, V, (n,), generator=seeded(n)).tolist() for n in (12, 20, 9)]
-    ids, owner = masking.pack(documents, 48, **IDS)
+    ids, owner = packing.pack(documents, 48, **IDS)
     return documents, ids, owner
 
 
@@ -490,18 +492,18 @@ def neighbours_moved(model, packed, **how) -> float:
 
 def test_isolated_documents_do_not_read_each_other(model, packed):
     owner = packed[2]
-    assert neighbours_moved(model, packed, attention_mask=masking.isolation_mask(owner)) <= 1e-6
+    assert neighbours_moved(model, packed, attention_mask=packing.isolation_mask(owner)) <= 1e-6
 
 
 def test_restarted_positions_alone_leak(model, packed):
     assert neighbours_moved(model, packed) > 1e-3
-    assert neighbours_moved(model, packed, position_ids=masking.restart_positions(packed[2])) > 1e-3
+    assert neighbours_moved(model, packed, position_ids=packing.restart_positions(packed[2])) > 1e-3
 
 
 @torch.no_grad()
 def test_a_packed_document_gives_what_it_gives_alone(model, packed):
     documents, ids, owner = packed
-    together = model(ids, attention_mask=masking.isolation_mask(owner)).logits
+    together = model(ids, attention_mask=packing.isolation_mask(owner)).logits
     assert together.isfinite().all()
     for number, document in enumerate(documents):
         alone = model(torch.tensor([[2, *document, 3]])).logits[0]
@@ -509,8 +511,8 @@ def test_a_packed_document_gives_what_it_gives_alone(model, packed):
 
 
 def test_padding_share():
-    assert masking.padding_share([4, 8, 16], 8) == pytest.approx(4 / 24)
-    assert masking.padding_share([8], 8) == 0
+    assert packing.padding_share([4, 8, 16], 8) == pytest.approx(4 / 24)
+    assert packing.padding_share([8], 8) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32])

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sslcourse import cluster
-from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
-from sslcourse.optimizer import MuonWithAdamW, inner_matrices, make_optimizer, orthogonal
-from sslcourse.recipe import Recipe
+from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM
+from sslcourse.train import loop_across_ranks
+from sslcourse.train.optimizers import MuonWithAdamW, inner_matrices, make_optimizer, orthogonal
+from sslcourse.train.recipe import Recipe
 
 TINY = EncoderConfig(vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
 
@@ -104,7 +104,9 @@ def test_an_unknown_one_and_one_for_many_processes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="optimizer='sgd' is unknown; choose adamw or muon"):
         Recipe(optimizer="sgd")
     with pytest.raises(ValueError, match="optimizer='muon' needs whole matrices"):
-        cluster.pretrain(["a"], ["b"], Recipe(optimizer="muon"), ranks=SimpleNamespace(world=2), out=tmp_path, steps=1)
+        loop_across_ranks.pretrain(
+            ["a"], ["b"], Recipe(optimizer="muon"), ranks=SimpleNamespace(world=2), out=tmp_path, steps=1
+        )
 
 
 def test_a_weight_without_gradient_stays():

@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from coursekit import plots
-from sslcourse.pictures import GAP, LINE, fills_and_attention, legible, scored_sentence
+from sslcourse.studies.pictures import GAP, LINE, fills_and_attention, legible, scored_sentence
 
 STRANGE = ["$x_{", "$x_1$", "東", "नमस्ते", "\u202e", "\n", "", "a" * 90, "##ß", "[MASK]"]
 

@@ -7,11 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslcourse import precision
-from sslcourse.encoder import EncoderForMaskedLM, filled_up
-from sslcourse.masking import IGNORE
-from sslcourse.precision import FORMATS, Bf16AdamW, Format, LossScaler, OrderError, Session, round_to
-from sslcourse.pretraining import Diverged, Recipe, make_optimizer
+from sslcourse.data.ignored import IGNORE
+from sslcourse.measure import hardware, memory_use, operation_counts, timing
+from sslcourse.models.encoder import EncoderForMaskedLM, filled_up
+from sslcourse.models.number_formats import FORMATS, Format, round_to
+from sslcourse.train import bf16_optimizer, mixed_precision, step_costs
+from sslcourse.train.bf16_optimizer import Bf16AdamW
+from sslcourse.train.loop import Diverged
+from sslcourse.train.loss_scaling import LossScaler, OrderError
+from sslcourse.train.mixed_precision import Session
+from sslcourse.train.optimizers import make_optimizer
+from sslcourse.train.recipe import Recipe
 
 CASTS = [name for name, format in FORMATS.items() if format.dtype is not None]
 TINY = Recipe(vocab_size=60, hidden_size=32, intermediate_size=48, layers=2, heads=2, learning_rate=3e-3)
@@ -98,7 +104,7 @@ def test_spacing_is_the_distance_to_the_next_number():
     (lambda: Format("wide", 11, 52), "exponent_bits=11"),
     (lambda: Format("odd", 5, 10, overflow="wrap"), "wrap"),
     (lambda: FORMATS["fp16"].decode(2**16), "65536"),
-    (lambda: precision.stochastic_round(torch.ones(2).half()), "float16"),
+    (lambda: bf16_optimizer.stochastic_round(torch.ones(2).half()), "float16"),
 ])  # fmt: skip
 def test_bad_formats_are_named(call, word):
     with pytest.raises(ValueError, match=word):
@@ -112,7 +118,7 @@ def test_stochastic_rounding_hits_the_neighbours_and_their_mean():
     generator = torch.Generator().manual_seed(3)
     for share in (0.1, 0.5, 0.9):
         x = torch.full((100_000,), -(2.0 + share * 2**-6))
-        rounded = precision.stochastic_round(x, generator).float()
+        rounded = bf16_optimizer.stochastic_round(x, generator).float()
         assert rounded.unique().tolist() == [-2.0 - 2**-6, -2.0]
         # five standard errors of a share: 5 * sqrt(0.25 / 100000) = 0.008
         assert abs(float((rounded < -2).float().mean()) - share) < 0.008
@@ -121,14 +127,14 @@ def test_stochastic_rounding_hits_the_neighbours_and_their_mean():
 def test_stochastic_rounding_keeps_what_is_exact_and_what_is_not_finite():
     last = torch.tensor(2**31 - 1, dtype=torch.int32).view(torch.float32)  # a nan of ones: a carry would make it -0
     x = torch.stack([*torch.tensor([0.0, 1.0, -3.5, torch.inf, -torch.inf, torch.nan]), last])
-    assert same_bits(precision.stochastic_round(x).float(), x)
+    assert same_bits(bf16_optimizer.stochastic_round(x).float(), x)
 
 
 def test_kahan_sums_what_plain_bf16_loses():
     total = plain = torch.ones(1, dtype=torch.bfloat16)
     owed = torch.zeros_like(total)
     for _ in range(1000):
-        total, owed = precision.kahan_add(total, torch.tensor([1e-4]), owed)
+        total, owed = bf16_optimizer.kahan_add(total, torch.tensor([1e-4]), owed)
         plain = plain + torch.tensor([1e-4]).bfloat16()
     assert plain.item() == 1.0
     assert abs(total.item() - 1.1) <= 2**-8  # half a spacing at 1.1
@@ -269,7 +275,9 @@ def test_a_rate_that_would_spoil_the_weights_is_refused(lr):
 
 
 def test_tf32_is_on_in_both_passes_and_off_behind_them(monkeypatch):
-    monkeypatch.setattr(precision, "check_precision", lambda *_: None)  # it wants a GPU; here only the switch counts
+    monkeypatch.setattr(
+        mixed_precision, "check_precision", lambda *_: None
+    )  # it wants a GPU; here only the switch counts
     session, seen = Session(TINY, "tf32"), []
     note = lambda *_: seen.append(torch.get_float32_matmul_precision())  # noqa: E731
     session.model.head.register_forward_hook(note)
@@ -313,7 +321,7 @@ def test_a_session_in_autocast_is_torch_autocast():
 def test_sessions_start_equal_and_race_on_equal_batches():
     names = ("fp32", "bf16", "pure_bf16", "pure_bf16_kahan", "pure_bf16_stochastic")
     sessions = {name: Session(TINY, name) for name in names}
-    tracks = precision.race(sessions, [rows(TINY, seed=step) for step in range(5)], [1e-3] * 5, turn=2)
+    tracks = mixed_precision.race(sessions, [rows(TINY, seed=step) for step in range(5)], [1e-3] * 5, turn=2)
     assert {len(track.losses) for track in tracks.values()} == {5} == {len(track.seconds) for track in tracks.values()}
     first = [track.losses[0] for track in tracks.values()]
     assert max(first) - min(first) < 0.05  # the same weights, seen through 8 bits: 2^-8 of a loss of 4, with room
@@ -335,7 +343,7 @@ def test_bad_batches_and_nan_are_named():
     with pytest.raises(ValueError, match="mask_rate"):
         session.step(ids, torch.full_like(labels, IGNORE))
     with pytest.raises(ValueError, match="equally many"):
-        precision.race({"a": session}, [(ids, labels)], [])
+        mixed_precision.race({"a": session}, [(ids, labels)], [])
     with torch.no_grad():
         session.model.head.dense.weight[0, 0] = torch.nan
     before = [weight.detach().clone() for weight in session.model.parameters()]
@@ -360,21 +368,21 @@ def test_memory_is_what_tensors_take(shape, kind):
     recipe = Recipe(vocab_size=vocab, hidden_size=hidden, intermediate_size=inner, layers=layers, heads=heads)
     session, (ids, labels) = Session(recipe, kind), rows(recipe, batch, seq, rate)
     config, masked = session.model.config, int((labels != IGNORE).sum())
-    predict = partial(precision.memory, config, batch, seq, precision=kind)
+    predict = partial(step_costs.memory, config, batch, seq, precision=kind)
     # exact with torch 2.13; 1 % leaves room for a version that keeps a few numbers more, far below the promised 10 %
     near = partial(pytest.approx, rel=0.01)
 
-    assert sum(weight.numel() for weight in session.model.parameters()) == precision.parameter_count(config)
-    kept = precision.saved_bytes(lambda: session.forward(ids, labels), session.model)
+    assert sum(weight.numel() for weight in session.model.parameters()) == step_costs.parameter_count(config)
+    kept = memory_use.saved_bytes(lambda: session.forward(ids, labels), session.model)
     assert kept == near(predict(masked)["activations"])
-    with precision.checkpointed(session.model):
-        kept = precision.saved_bytes(lambda: session.forward(ids, labels), session.model)
+    with step_costs.checkpointed(session.model):
+        kept = memory_use.saved_bytes(lambda: session.forward(ids, labels), session.model)
     assert kept == near(predict(masked, checkpointed=True)["activations"])
-    with precision.autocast(kind):
-        kept = precision.saved_bytes(lambda: session.model(ids, labels=labels).loss, session.model)
+    with mixed_precision.autocast(kind):
+        kept = memory_use.saved_bytes(lambda: session.model(ids, labels=labels).loss, session.model)
     assert kept == near(predict(None)["activations"])
     session.step(ids, labels)
-    state = precision.state_bytes(session)
+    state = mixed_precision.state_bytes(session)
     assert state == {name: predict(masked)[name] for name in state}
 
 
@@ -385,7 +393,7 @@ def test_saved_bytes_counts_a_storage_once_and_no_weights():
     def forward():
         return layer(x) * layer(x)  # x twice, the two products once each
 
-    assert precision.saved_bytes(forward, layer) == 3 * x.nbytes
+    assert memory_use.saved_bytes(forward, layer) == 3 * x.nbytes
 
 
 def test_the_peak_is_the_highest_moment_and_not_the_sum():
@@ -395,12 +403,12 @@ def test_the_peak_is_the_highest_moment_and_not_the_sum():
         del first
         return second * 2  # and 8000 again
 
-    assert precision.peak_bytes(work) == 8000
+    assert memory_use.peak_bytes(work) == 8000
     ids, labels = rows(TINY)
     session = Session(TINY)
     session.step(ids, labels)
-    kept = precision.saved_bytes(lambda: session.forward(ids, labels), session.model)
-    assert precision.peak_bytes(lambda: session.step(ids, labels)) >= kept
+    kept = memory_use.saved_bytes(lambda: session.forward(ids, labels), session.model)
+    assert memory_use.peak_bytes(lambda: session.step(ids, labels)) >= kept
 
 
 def test_checkpointing_changes_no_gradient_and_is_undone():
@@ -413,7 +421,7 @@ def test_checkpointing_changes_no_gradient_and_is_undone():
     for again in (False, True):
         session.optimizer.zero_grad()
         if again:
-            with precision.checkpointed(session.model):
+            with step_costs.checkpointed(session.model):
                 session.forward(*batch).backward()
         else:
             session.forward(*batch).backward()
@@ -428,31 +436,31 @@ def test_flops_are_what_torch_counts(shape):
     recipe = Recipe(vocab_size=vocab, hidden_size=hidden, intermediate_size=inner, layers=layers, heads=heads)
     session, (ids, labels) = Session(recipe), rows(recipe, batch, seq, rate)
     config, masked = session.model.config, int((labels != IGNORE).sum())
-    predict = partial(precision.flops, config, batch, seq)
+    predict = partial(step_costs.flops, config, batch, seq)
 
     def step():
         session.forward(ids, labels).backward()
 
     # equal: both count the same products; the counter knows nothing else
-    assert precision.counted_flops(step) == predict(filled_up(masked))
-    assert precision.counted_flops(step, recompute=True) == predict(filled_up(masked), recompute=True)
+    assert operation_counts.counted_flops(step) == predict(filled_up(masked))
+    assert operation_counts.counted_flops(step, recompute=True) == predict(filled_up(masked), recompute=True)
     with torch.no_grad():
-        assert precision.counted_flops(lambda: session.model(ids)) == predict(None, training=False)
+        assert operation_counts.counted_flops(lambda: session.model(ids)) == predict(None, training=False)
 
 
 def test_measuring_gives_sensible_numbers():
-    assert precision.peak_flops(torch.float32, size=64, repeats=1) > 0
-    assert precision.bandwidth(0.1, repeats=1) > 0
-    assert precision.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
-    assert precision.quartiles([7.0]) == (7.0, 7.0, 7.0)
+    assert hardware.peak_flops(torch.float32, size=64, repeats=1) > 0
+    assert hardware.bandwidth(0.1, repeats=1) > 0
+    assert timing.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert timing.quartiles([7.0]) == (7.0, 7.0, 7.0)
 
 
 @pytest.mark.parametrize(("call", "word"), [
-    (lambda: precision.memory(TINY.config(), 2, 8, 17), "masked=17"),
-    (lambda: precision.memory(TINY.config(), 0, 8, None), "batch=0"),
-    (lambda: precision.memory(TINY.config(), 2, 8, 4, "fp12"), "fp12"),
-    (lambda: precision.bandwidth(0), "megabytes"),
-    (lambda: precision.peak_flops(torch.bool, size=8), "bool"),
+    (lambda: step_costs.memory(TINY.config(), 2, 8, 17), "masked=17"),
+    (lambda: step_costs.memory(TINY.config(), 0, 8, None), "batch=0"),
+    (lambda: step_costs.memory(TINY.config(), 2, 8, 4, "fp12"), "fp12"),
+    (lambda: hardware.bandwidth(0), "megabytes"),
+    (lambda: hardware.peak_flops(torch.bool, size=8), "bool"),
 ])  # fmt: skip
 def test_bad_questions_are_named(call, word):
     with pytest.raises(ValueError, match=word):
@@ -461,7 +469,7 @@ def test_bad_questions_are_named(call, word):
 
 def test_autocast_by_name_casts_products_and_nothing_else():
     x, w = torch.randn(2, 4), torch.randn(4, 4)
-    with precision.autocast("bf16"):
+    with mixed_precision.autocast("bf16"):
         assert F.linear(x, w).dtype == torch.bfloat16
-    with precision.autocast("fp32"):
+    with mixed_precision.autocast("fp32"):
         assert F.linear(x, w).dtype == torch.float32

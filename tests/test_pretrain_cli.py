@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from sslcourse import pretrain_cli
-from sslcourse.cli import main
+from sslcourse.commands import pretrain as pretrain_command
+from sslcourse.commands.command_line import main
+from sslcourse.data import text_files
 
 WORDS = "the old river town has a mill and a market where grain bread and stone are sold in winter".split()
 DOCUMENTS = [" ".join(WORDS[(i * j + i) % len(WORDS)] for j in range(40)) for i in range(1, 150)]
@@ -81,7 +82,7 @@ def test_a_rate_is_chosen_for_the_size_and_the_optimiser(tmp_path, optimizer, ra
     assert pretrain("--text", source, "--out", tmp_path / "out", *SMALL, "--optimizer", optimizer) == 0
     recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
     assert (recipe["optimizer"], recipe["learning_rate"]) == (optimizer, rate)
-    assert pretrain_cli.default_learning_rate(512, optimizer) == rate / 4
+    assert pretrain_command.default_learning_rate(512, optimizer) == rate / 4
 
 
 def test_a_folder_of_files_and_several_arguments(tmp_path, capsys):
@@ -203,12 +204,12 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path, capsys, monkeyp
         if row["step"] == 4:
             raise KeyboardInterrupt
 
-    show = pretrain_cli._show
-    monkeypatch.setattr(pretrain_cli, "_show", interrupt)
+    show = pretrain_command._show
+    monkeypatch.setattr(pretrain_command, "_show", interrupt)
     assert pretrain(*arguments) == 130
     assert "--resume goes on" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(pretrain_cli, "_show", show)
+    monkeypatch.setattr(pretrain_command, "_show", show)
     assert pretrain(*arguments) == 2  # a new run would mix with the old one
     assert pretrain(*arguments, "--resume") == 0
     assert (tmp_path / "out" / "model.safetensors").is_file()
@@ -260,7 +261,7 @@ def test_text_of_other_habits_is_read(tmp_path, text):
 
 
 def test_a_long_word_cuts_itself_and_not_its_paragraph():
-    pieces = pretrain_cli._pieces("word " * 5000 + "x" * 2600 + " " + "word " * 5000)
+    pieces = text_files._pieces("word " * 5000 + "x" * 2600 + " " + "word " * 5000)
     assert max(map(len, pieces)) <= 1000
     assert len(pieces) < 60
     assert "".join(pieces).replace(" ", "") == "word" * 5000 + "x" * 2600 + "word" * 5000
@@ -295,16 +296,16 @@ def test_kill_stops_a_run_as_an_interrupt_does(tmp_path):
 def test_a_text_without_blank_lines_is_cut_at_line_ends(tmp_path):
     lines = [f"line {number} of a long file that has no blank line anywhere" for number in range(20_000)]
     (tmp_path / "long.txt").write_text("\n".join(lines))
-    texts = list(pretrain_cli.Documents.of([str(tmp_path / "long.txt")]))
-    assert max(map(len, texts)) < pretrain_cli.LONGEST * 1.1
+    texts = list(text_files.Documents.of([str(tmp_path / "long.txt")]))
+    assert max(map(len, texts)) < text_files.LONGEST * 1.1
     assert "\n".join(texts).split("\n") == lines
 
 
 def test_what_is_held_out_has_an_upper_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain_cli, "MOST_HELD_OUT", 5_000)
-    texts = pretrain_cli.Documents.of([str(write(tmp_path / "text.txt", "txt"))])
-    monkeypatch.setattr(pretrain_cli, "HELD_OUT", 0.5)
-    train, held_out = pretrain_cli.split(texts, seed=0)
+    monkeypatch.setattr(text_files, "MOST_HELD_OUT", 5_000)
+    texts = text_files.Documents.of([str(write(tmp_path / "text.txt", "txt"))])
+    monkeypatch.setattr(text_files, "HELD_OUT", 0.5)
+    train, held_out = text_files.split(texts, seed=0)
     assert 5_000 <= sum(map(len, held_out)) < 5_400
     assert sorted([*train, *held_out]) == sorted(texts)
     assert (len(train), len(held_out)) == (149 - len(held_out), len(held_out))
@@ -315,7 +316,7 @@ def test_lines_are_the_same_however_a_file_is_read(tmp_path, at_once):
     text = "\ufeffeins\r\nzwei – drei\rvier\n\n漢字 🙂\nlast"
     touch(tmp_path / "a.txt", text.encode())
     lines = ["eins", "zwei – drei", "vier", "", "漢字 🙂", "last"]
-    assert list(pretrain_cli._lines(tmp_path / "a.txt", at_once)) == lines
+    assert list(text_files._lines(tmp_path / "a.txt", at_once)) == lines
     touch(tmp_path / "b.txt", b"a line\n" * 10 + b"caf\xe9")
-    with pytest.raises(pretrain_cli.UsageError, match=r"\(byte 73\)"):
-        list(pretrain_cli._lines(tmp_path / "b.txt", at_once))
+    with pytest.raises(text_files.UsageError, match=r"\(byte 73\)"):
+        list(text_files._lines(tmp_path / "b.txt", at_once))

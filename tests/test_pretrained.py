@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from sslcourse import pretrained
-from sslcourse.pretraining import Recipe
+from sslcourse.studies import lesson_encoder
+from sslcourse.train import loop
+from sslcourse.train.recipe import Recipe
 
 TEXTS = [f"the old mill number {i} grinds grain for the town on river {i * j}" for i in range(9) for j in range(1, 9)]
 TINY = Recipe(vocab_size=120, hidden_size=16, intermediate_size=16, layers=1, heads=2, sequence_length=32, batch_size=4)
@@ -12,9 +13,9 @@ GIVEN = {"steps": 3, "recipe": TINY, "texts": TEXTS[:60], "held_out": TEXTS[60:]
 
 
 def test_the_second_call_opens_what_the_first_made(tmp_path, monkeypatch):
-    first = pretrained.load(cache=tmp_path, **GIVEN)
-    monkeypatch.setattr(pretrained, "pretrain", lambda *_, **__: pytest.fail("trained again"))
-    second = pretrained.load(cache=tmp_path, **GIVEN)
+    first = lesson_encoder.load(cache=tmp_path, **GIVEN)
+    monkeypatch.setattr(lesson_encoder, "pretrain", lambda *_, **__: pytest.fail("trained again"))
+    second = lesson_encoder.load(cache=tmp_path, **GIVEN)
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
     assert second.tokenizer.get_vocab() == first.tokenizer.get_vocab()
     assert second.loss == first.loss
@@ -31,15 +32,15 @@ def test_what_decides_the_weights_decides_the_name(tmp_path, change):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrained, "pretrain", note)
+        patch.setattr(lesson_encoder, "pretrain", note)
         for given in (GIVEN, {**GIVEN, **change}):
             with pytest.raises(KeyboardInterrupt):
-                pretrained.load(cache=tmp_path, **given)
+                lesson_encoder.load(cache=tmp_path, **given)
     assert names[0] != names[1]
 
 
 def test_an_unfinished_one_is_gone_on_with(tmp_path, monkeypatch):
-    whole = pretrained.load(cache=tmp_path / "whole", **GIVEN)
+    whole = lesson_encoder.load(cache=tmp_path / "whole", **GIVEN)
 
     class Cut(Exception):
         pass
@@ -51,26 +52,26 @@ def test_an_unfinished_one_is_gone_on_with(tmp_path, monkeypatch):
 
         return kept(*given, **{**options, "on_evaluation": stop})
 
-    kept = pretrained.pretrain
-    monkeypatch.setattr(pretrained, "pretrain", cut)
+    kept = loop.pretrain
+    monkeypatch.setattr(lesson_encoder, "pretrain", cut)
     with pytest.raises(Cut):
-        pretrained.load(cache=tmp_path, **GIVEN)
-    monkeypatch.setattr(pretrained, "pretrain", kept)
-    resumed = pretrained.load(cache=tmp_path, **GIVEN)
+        lesson_encoder.load(cache=tmp_path, **GIVEN)
+    monkeypatch.setattr(lesson_encoder, "pretrain", kept)
+    resumed = lesson_encoder.load(cache=tmp_path, **GIVEN)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
 
 
 def test_a_damaged_one_says_so(tmp_path):
-    pretrained.load(cache=tmp_path, **GIVEN)
+    lesson_encoder.load(cache=tmp_path, **GIVEN)
     [folder] = tmp_path.iterdir()
     (folder / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match=r"is damaged .* delete the folder"):
-        pretrained.load(cache=tmp_path, **GIVEN)
+        lesson_encoder.load(cache=tmp_path, **GIVEN)
 
 
 def test_the_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLCOURSE_CACHE", str(tmp_path))
-    assert pretrained.cache_folder() == tmp_path
+    assert lesson_encoder.cache_folder() == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -79,4 +80,4 @@ def test_the_folder_follows_the_environment(tmp_path, monkeypatch):
 )
 def test_arguments_that_cannot_be_are_refused(tmp_path, given, message):
     with pytest.raises(ValueError, match=message):
-        pretrained.load(cache=tmp_path, **given)
+        lesson_encoder.load(cache=tmp_path, **given)

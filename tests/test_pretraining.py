@@ -9,21 +9,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
-from sslcourse import tokenizer as wordpiece
-from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
-from sslcourse.masking import IGNORE, MaskedLMDataset
-from sslcourse.pretraining import (
-    MaskedRows,
-    Recipe,
-    Tape,
-    evaluate,
-    held_out_rows,
-    learning_rate,
-    make_optimizer,
-    pretrain,
-    train_epoch,
-)
-from sslcourse.tape import EVALUATION_RATE
+from sslcourse.data import tokenizer as wordpiece
+from sslcourse.data.ignored import IGNORE
+from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM
+from sslcourse.objectives.masking import MaskedLMDataset
+from sslcourse.train.loop import pretrain
+from sslcourse.train.optimizers import make_optimizer
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.step import evaluate, learning_rate, train_epoch
+from sslcourse.train.token_rows import EVALUATION_RATE, MaskedRows, Tape, held_out_rows
 
 WORDS = "river town mill grain bread stone bridge market school harbour ship road field winter rain".split()
 TEXTS = [" ".join(WORDS[(i * j + i) % len(WORDS)] for j in range(1, 30)) for i in range(1, 61)]

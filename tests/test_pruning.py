@@ -11,28 +11,26 @@ from safetensors.torch import save
 from torch.nn.utils import prune
 from transformers import AutoModelForMaskedLM
 
-from sslcourse import pruning
-from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
-from sslcourse.finetuning import SequenceClassifier, Settings, SpanPredictor, TokenClassifier, collate, fit
-from sslcourse.generalization import KeepBest
-from sslcourse.lora import add_lora
-from sslcourse.pruning import (
+from sslcourse.compress import distillation, pruning
+from sslcourse.compress.distillation import distilled
+from sslcourse.compress.pruning import (
     Gradual,
     Hold,
     Movement,
     apply_masks,
-    distilled,
     keep_largest,
-    lowest,
     magnitude_masks,
     n_of_m_mask,
     prunable,
-    remove_columns,
-    remove_heads,
-    remove_layers,
     sparsity_of,
-    taylor_importance,
 )
+from sslcourse.compress.removal import lowest, remove_columns, remove_heads, remove_layers, taylor_importance
+from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM
+from sslcourse.models.lora import add_lora
+from sslcourse.tasks.encoding import collate
+from sslcourse.tasks.fitting import Settings, fit
+from sslcourse.tasks.robustness import KeepBest
+from sslcourse.tasks.task_heads import SequenceClassifier, SpanPredictor, TokenClassifier
 
 HIDDEN, COLUMNS, HEADS = 32, 24, 4
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
@@ -433,7 +431,7 @@ def test_uneven_cuts_refuse_to_be_saved_and_write_nothing(language_model, tmp_pa
     (lambda m: remove_layers(m, [0, 1, 2]), "all 3 of the model would go; keep at least one"),
     (lambda m: remove_layers(m, [5]), "the model has no number 5"),
     (lambda m: remove_layers(m, [1, 1]), "names one twice"),
-    (lambda m: remove_heads(torch.nn.Linear(2, 2), {0: [0]}), "model=Linear holds no sslcourse.encoder.Encoder"),
+    (lambda m: remove_heads(torch.nn.Linear(2, 2), {0: [0]}), "model=Linear holds no sslcourse.models.encoder.Encoder"),
 ])  # fmt: skip
 def test_removals_that_cannot_be(model, attempt, words):
     with pytest.raises(ValueError, match=words):
@@ -464,16 +462,16 @@ def test_distillation_loss_by_hand(temperature):
     scored = torch.rand(3, 5, generator=generator) > 0.3
     p, q = ((one[scored] / temperature).softmax(-1) for one in (teacher, student))
     want = temperature**2 * (p * (p.log() - q.log())).sum(-1).mean()
-    got = pruning.distillation_loss(student, teacher, scored, temperature)
+    got = distillation.distillation_loss(student, teacher, scored, temperature)
     assert float(got) == pytest.approx(float(want), rel=1e-12)
-    assert float(pruning.distillation_loss(teacher, teacher, scored, temperature)) == 0.0
+    assert float(distillation.distillation_loss(teacher, teacher, scored, temperature)) == 0.0
 
 
 def test_distilled_mixes_the_two_losses_and_leaves_the_teacher_alone(model, batch):
     student = remove_layers(model, [1, 2])
     known = copy.deepcopy(model.state_dict())
     answer = student(**batch)
-    soft = pruning.distillation_loss(answer.logits, model(**batch).logits, batch["labels"] != -100, 3.0)
+    soft = distillation.distillation_loss(answer.logits, model(**batch).logits, batch["labels"] != -100, 3.0)
     for share in (0.0, 0.3, 1.0):
         loss = distilled(model, temperature=3.0, soft_share=share)(student, batch)
         want = float((share * soft + (1 - share) * answer.loss).detach())
@@ -518,12 +516,12 @@ def test_pupils_that_do_not_fit(model, language_model, batch):
         distilled(SpanPredictor(language_model.model))
     here = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"student has logits of shape \(2, 3, 4\) and teacher \(2, 3, 5\)"):
-        pruning.distillation_loss(torch.ones(2, 3, 4), torch.ones(2, 3, 5), here)
+        distillation.distillation_loss(torch.ones(2, 3, 4), torch.ones(2, 3, 5), here)
     for wrong in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"temperature={wrong} must be positive and finite"):
-            pruning.distillation_loss(torch.ones(2, 3, 4), torch.ones(2, 3, 4), here, wrong)
+            distillation.distillation_loss(torch.ones(2, 3, 4), torch.ones(2, 3, 4), here, wrong)
     with pytest.raises(ValueError, match="scored is false everywhere"):
-        pruning.distillation_loss(torch.ones(2, 3, 4), torch.ones(2, 3, 4), ~here)
+        distillation.distillation_loss(torch.ones(2, 3, 4), torch.ones(2, 3, 4), ~here)
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------

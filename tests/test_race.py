@@ -12,8 +12,11 @@ from benchmarks import MEASURED
 from benchmarks.pretraining import __main__ as command
 from benchmarks.pretraining import peers, report
 from benchmarks.pretraining.peers import Knobs
-from sslcourse import masking, precision, tokenizer
-from sslcourse.encoder import EncoderForMaskedLM
+from sslcourse.data import tokenizer
+from sslcourse.data.ignored import IGNORE
+from sslcourse.measure import operation_counts
+from sslcourse.models.encoder import EncoderForMaskedLM
+from sslcourse.train import step_costs
 
 CURVE = [[10.0, 6.0, 100], [20.0, 4.0, 200], [30.0, 5.0, 300]]
 
@@ -130,7 +133,7 @@ def test_started_is_the_stock_model_with_this_courses_weights(text):
 
 def test_what_the_start_of_started_costs_is_on_its_clock(text, monkeypatch):
     asked = []
-    monkeypatch.setattr(peers.pretraining, "started", lambda model, tokens, recipe: asked.append(recipe.start) or 99.9)
+    monkeypatch.setattr(peers.loop, "started", lambda model, tokens, recipe: asked.append(recipe.start) or 99.9)
     small = Knobs(hidden=32, inner=64, layers=1, heads=1, batch=2)
     counted = peers.PEERS["started"](text, replace(small, counted=True), 100.0, 1, 0)
     assert asked == ["neighbours"]
@@ -145,12 +148,12 @@ def test_useful_operations_are_those_of_lesson_05(text):
     config = peers.course_recipe(text, knobs, 0).config()
     vocab = len(text.tokenizer)
     theirs = peers.useful_flops("started", knobs, vocab) * 4 * peers.LENGTH
-    assert theirs == precision.flops(config, 4, peers.LENGTH, masked=peers.LENGTH)
+    assert theirs == step_costs.flops(config, 4, peers.LENGTH, masked=peers.LENGTH)
     ids = torch.full((4, peers.LENGTH), 9)
-    labels = torch.full_like(ids, masking.IGNORE)
+    labels = torch.full_like(ids, IGNORE)
     labels[0] = 9  # a quarter
     model = EncoderForMaskedLM(config)
-    counted = precision.counted_flops(lambda: model.masked_loss(ids, labels, narrow=True)[0].backward())
+    counted = operation_counts.counted_flops(lambda: model.masked_loss(ids, labels, narrow=True)[0].backward())
     assert peers.useful_flops("course", knobs, vocab) * 4 * peers.LENGTH == counted
 
 

@@ -154,10 +154,10 @@ def test_the_gate_says_that_two_have_one_name_and_nothing_falls_over(tiny, monke
 
 def test_pretrain_and_doctor_need_no_jupyter():
     """On a bare node the command line imports neither Jupyter nor the teaching side."""
-    code = ("import sys, contextlib, io; from sslcourse import cli;\n"
+    code = ("import sys, contextlib, io; from sslcourse.commands import command_line;\n"
             "for command in ('pretrain', 'doctor'):\n"
             "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:\n"
-            "        cli.main([command, '--help'])\n"
+            "        command_line.main([command, '--help'])\n"
             "    assert f'sslcourse {command}' in said.getvalue()\n"
             "bad = [m for m in sys.modules if m.split('.')[0] in"
             " ('jupytext', 'papermill', 'nbformat', 'nbclient', 'IPython', 'matplotlib', 'datasets')"

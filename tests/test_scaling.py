@@ -4,8 +4,18 @@ import random
 
 import pytest
 
-from sslcourse.parallel import bubble, timetable
-from sslcourse.scaling import Job, Machine, Network, efficiency, fit, left_out, messages, predicted, step_seconds
+from sslcourse.studies.pipeline_timetable import bubble, timetable
+from sslcourse.studies.scaling import (
+    Job,
+    Machine,
+    Network,
+    efficiency,
+    fit,
+    left_out,
+    messages,
+    predicted,
+    step_seconds,
+)
 
 JOB = Job(weights=1_000_000, tokens=4096)
 FAST, SLOW = Network(1e-5, 1e11), Network(5e-5, 1e10)

@@ -5,7 +5,8 @@ import argparse
 import pytest
 
 from benchmarks import schedules
-from sslcourse.pretraining import Diverged, Recipe
+from sslcourse.train.loop import Diverged
+from sslcourse.train.recipe import Recipe
 
 
 def test_every_combination_stands_once_in_an_order_that_does_not_change():

@@ -11,7 +11,8 @@ from sklearn.metrics import accuracy_score
 from sklearn.metrics import f1_score as sklearn_f1
 from torchmetrics.text import SQuAD
 
-from sslcourse import scores
+from sslcourse.measure import intervals
+from sslcourse.tasks import scores
 
 HAND_MADE = [
     ("B-PER I-PER O", "B-PER I-PER O"),
@@ -104,12 +105,12 @@ def test_classes_are_scored_as_scikit_learn_scores_them():
 def test_the_interval_is_students(n):
     values = [random.Random(i).random() for i in range(n)]
     low, high = stats.t.interval(0.95, n - 1, statistics.mean(values), stats.sem(values))
-    assert scores.interval(values) == pytest.approx((statistics.mean(values), low, high), abs=1e-3)  # 3 digits of t
+    assert intervals.interval(values) == pytest.approx((statistics.mean(values), low, high), abs=1e-3)  # 3 digits of t
 
 
 def test_one_value_has_no_interval():
     with pytest.raises(ValueError, match="at least two seeds"):
-        scores.interval([0.5])
+        intervals.interval([0.5])
 
 
 def test_labels_worth_reads_the_curve_sideways():
@@ -126,7 +127,7 @@ def test_labels_worth_reads_the_curve_sideways():
 
 def test_a_run_that_failed_has_no_interval():
     with pytest.raises(ValueError, match="a run failed"):
-        scores.interval([0.5, math.nan])
+        intervals.interval([0.5, math.nan])
 
 
 @pytest.mark.parametrize("score", [scores.accuracy, scores.macro_f1, scores.entity_score, scores.token_score])

@@ -7,7 +7,7 @@ import pytest
 
 import benchmarks
 from benchmarks import starts
-from sslcourse.recipe import Recipe
+from sslcourse.train.recipe import Recipe
 
 
 def test_every_start_has_every_seed_and_nobody_always_begins(monkeypatch, tmp_path):

@@ -11,7 +11,8 @@ import pytest
 import torch
 from ranks.pretraining import RECIPE, corpus
 
-from sslcourse import tape, tokenizer
+from sslcourse.data import token_files, tokenizer
+from sslcourse.train import token_rows
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +20,13 @@ def on_disk(tmp_path_factory):
     texts, _ = corpus()
     words = tokenizer.train(texts, 300)
     path = tmp_path_factory.mktemp("tape") / "tokens.uint16"
-    return tape.write_tape(path, texts, words, at_once=2000), path, texts, words
+    return token_files.write_tape(path, texts, words, at_once=2000), path, texts, words
 
 
 def test_a_tape_on_disk_gives_the_batches_of_one_in_memory(on_disk):
     total, path, texts, words = on_disk
-    theirs = tape.Tape(tokenizer.encode(words, texts), words, 32)
-    ours = tape.TapeOnDisk(path, words, 32)
+    theirs = token_rows.Tape(tokenizer.encode(words, texts), words, 32)
+    ours = token_rows.TapeOnDisk(path, words, 32)
     assert (total, len(ours)) == (len(theirs.tokens), len(theirs))
     recipe = replace(RECIPE, vocab_size=len(words))
     steps = 3 * len(ours) // recipe.batch_size  # into the third epoch
@@ -40,37 +41,38 @@ def test_a_token_takes_two_bytes_of_a_file_that_is_only_mapped(on_disk):
     total, path, _, words = on_disk
     assert path.stat().st_size == 2 * total
     assert list(path.parent.iterdir()) == [path]  # no half file beside it
-    rows = tape.TapeOnDisk(path, words, 32).rows(0, 0)
+    rows = token_rows.TapeOnDisk(path, words, 32).rows(0, 0)
     assert isinstance(rows.table, np.memmap)
-    assert (tape.token_kind(2**16), tape.token_kind(2**16 + 1)) == (np.uint16, np.int32)
+    assert (token_files.token_kind(2**16), token_files.token_kind(2**16 + 1)) == (np.uint16, np.int32)
 
 
 def test_a_tape_of_less_than_a_row_is_refused(on_disk):
     total, path, _, words = on_disk
     with pytest.raises(ValueError, match=f"the texts hold {total} tokens, less than one row"):
-        tape.TapeOnDisk(path, words, total + 1)
+        token_rows.TapeOnDisk(path, words, total + 1)
 
 
 def test_a_kept_tape_is_used_again_unless_it_is_damaged_or_of_other_texts(tmp_path, on_disk, monkeypatch):
     _, _, texts, words = on_disk
-    first = tape.kept_tape(tmp_path, texts, words)
+    first = token_files.kept_tape(tmp_path, texts, words)
     whole, written = first.read_bytes(), []
-    write = tape.write_tape
-    monkeypatch.setattr(tape, "write_tape", lambda *given: (written.append(1), write(*given)))
-    assert tape.kept_tape(tmp_path, texts, words) == first
+    write = token_files.write_tape
+    monkeypatch.setattr(token_files, "write_tape", lambda *given: (written.append(1), write(*given)))
+    assert token_files.kept_tape(tmp_path, texts, words) == first
     assert not written
     damaged = bytearray(whole)
     damaged[len(damaged) // 2] ^= 1
     first.write_bytes(damaged)
-    assert tape.kept_tape(tmp_path, texts, words) == first
+    assert token_files.kept_tape(tmp_path, texts, words) == first
     assert (written, first.read_bytes()) == ([1], whole)
-    assert tape.kept_tape(tmp_path, texts[1:], words) != first
+    assert token_files.kept_tape(tmp_path, texts[1:], words) != first
 
 
 SCRIPT = """
 import itertools, random, resource, sys
-from sslcourse import tokenizer
-from sslcourse.pretraining import Recipe, pretrain
+from sslcourse.data import tokenizer
+from sslcourse.train.loop import pretrain
+from sslcourse.train.recipe import Recipe
 
 class Corpus:  # made anew at each reading: it is nowhere whole
     def __init__(self, documents): self.documents = documents

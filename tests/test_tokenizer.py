@@ -10,7 +10,7 @@ import sys
 import pytest
 from transformers import AutoTokenizer
 
-from sslcourse import corpus, tokenizer
+from sslcourse.data import corpus, tokenizer
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -43,7 +43,7 @@ def test_default_size_on_the_whole_corpus_is_4096():
 
 PROGRAM = """
 import json
-from sslcourse import corpus, tokenizer
+from sslcourse.data import corpus, tokenizer
 texts = [row["text"] for row in corpus.load_splits()["train"][:1500]]
 print(json.dumps(tokenizer.train(texts, vocab_size=1024).get_vocab()))
 """

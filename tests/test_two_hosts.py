@@ -12,7 +12,7 @@ import torch
 from ranks.two_hosts import STEPS, TRAINS
 from safetensors.torch import load_file
 
-from sslcourse.launch import torchrun
+from sslcourse.train.start_processes import torchrun
 
 HOSTS = Path(__file__).parent / "ranks" / "two_hosts.py"
 TRY = ["ip", "link", "add", "one", "type", "veth", "peer", "name", "two"]

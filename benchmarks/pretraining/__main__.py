@@ -18,7 +18,7 @@ import torch
 from benchmarks import BUILD, MEASURED, busy_cores, store, texts
 from benchmarks.pretraining import peers, report
 from benchmarks.pretraining.peers import Knobs
-from sslcourse import precision
+from sslcourse.measure import hardware
 
 SWEEP_SEED = 100  # not one of a race's
 SHORTER = (2, 3, 6, 12)  # `course` also runs in such parts of the time: who wants a loss picks a budget
@@ -57,7 +57,7 @@ def trial(given: dict[str, Any]) -> dict[str, Any]:
     text = peers.Text.of(train, held_out[::EVERY])
     found = peers.run(given["peer"], text, Knobs.of(**given["knobs"]), given["seconds"], given["looks"], given["seed"])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
-    peak = precision.peak_flops(torch.bfloat16)
+    peak = hardware.peak_flops(torch.bfloat16)
     return given | found | {"peak_flops": peak, "memory_mb": memory, "threads": torch.get_num_threads()}
 
 

@@ -37,10 +37,15 @@ from transformers import (
     set_seed,
 )
 
-from sslcourse import ladder, masking, pretraining
-from sslcourse.encoder import EncoderForMaskedLM
-from sslcourse.optimizer import make_optimizer
-from sslcourse.pretraining import Recipe, Tape, evaluate
+from sslcourse.data.ignored import IGNORE
+from sslcourse.models.encoder import EncoderForMaskedLM
+from sslcourse.objectives import masking
+from sslcourse.studies import ladder
+from sslcourse.train import loop, step
+from sslcourse.train.optimizers import make_optimizer
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.step import evaluate
+from sslcourse.train.token_rows import Tape
 
 LENGTH = 128
 
@@ -164,7 +169,7 @@ def by_trainer(
             recipe = Recipe(learning_rate=knobs.rate, warmup=knobs.warmup, beta2=knobs.beta2, optimizer=knobs.optimizer)
             update = make_optimizer(model, recipe)
             schedule = torch.optim.lr_scheduler.LambdaLR(
-                update, lambda _: pretraining.learning_rate(recipe, clock.progress) / recipe.learning_rate
+                update, lambda _: step.learning_rate(recipe, clock.progress) / recipe.learning_rate
             )
             optimizers = (update, schedule)
         trainer = Trainer(model, settings, train_dataset=rows, data_collator=collator, callbacks=[clock],
@@ -187,7 +192,7 @@ def article(text: Text, knobs: Knobs, seconds: float, looks: int, seed: int) -> 
         mask_token_id=text.tokenizer.mask_token_id, mask_rate=0.15, generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
     there = (ids != text.tokenizer.pad_token_id).long()
-    labels = ids.masked_fill(there == 0, masking.IGNORE)
+    labels = ids.masked_fill(there == 0, IGNORE)
     rows = [{"input_ids": a, "attention_mask": b, "labels": c} for a, b, c in zip(inputs, there, labels, strict=True)]
     arguments = {"per_device_train_batch_size": 16, "learning_rate": 2e-5, "lr_scheduler_type": "constant"}
     return by_trainer(model, rows, None, text, arguments, None, seconds, looks, seed, float(there.sum() / len(rows)))
@@ -208,9 +213,9 @@ def tuned(
     model, spent = make(), 0.0
     if knobs.counted:
         tape = Tape(text.train, text.tokenizer, LENGTH)
-        spent = pretraining.started(model, tape.tokens, course_recipe(text, knobs, seed))
+        spent = loop.started(model, tape.tokens, course_recipe(text, knobs, seed))
     collator = DataCollatorForLanguageModeling(text.tokenizer, mlm_probability=knobs.mask_rate)
-    arguments = {"per_device_train_batch_size": knobs.batch, "bf16": pretraining.has_bf16(), "max_grad_norm": 1.0}
+    arguments = {"per_device_train_batch_size": knobs.batch, "bf16": step.has_bf16(), "max_grad_norm": 1.0}
     return by_trainer(model, packed(text), collator, text, arguments, knobs, seconds, looks, seed, spent=spent)
 
 
@@ -268,9 +273,9 @@ def course_recipe(text: Text, knobs: Knobs, seed: int) -> Recipe:
 def course(text: Text, knobs: Knobs, seconds: float, looks: int, seed: int) -> Curve:
     recipe = course_recipe(text, knobs, seed)
     try:
-        run = pretraining.pretrain(*text.raw, recipe, minutes=seconds / 60, tokenizer=text.tokenizer, evaluations=looks,
+        run = loop.pretrain(*text.raw, recipe, minutes=seconds / 60, tokenizer=text.tokenizer, evaluations=looks,
                                    progress=False)  # fmt: skip
-    except pretraining.Diverged:
+    except loop.Diverged:
         return Curve([(seconds, math.inf, 0)], 0, 0)
     points = [(row["seconds"], row["loss"], int(row["tokens"])) for row in run.history]
     return Curve(points, int(run.history[-1]["step"]), sum(one.numel() for one in run.model.parameters()))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sslcourse.ladder import time_to
+from sslcourse.studies.ladder import time_to
 
 Point = Sequence[float]
 

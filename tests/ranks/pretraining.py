@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from sslcourse import cluster, distributed, tape
-from sslcourse.pretraining import Recipe
+from sslcourse.data import token_files
+from sslcourse.train import across_ranks, loop_across_ranks, sharded_checkpoint
+from sslcourse.train.recipe import Recipe
 
 
 def corpus() -> tuple[list[str], list[str]]:
@@ -42,7 +43,7 @@ def dies_in_half_a_file(path: Path, texts: list[str], tokenizer: object) -> None
 
 def breaks_at(number: int) -> None:
     """The loss of a rank's so-many-th batch is nan, and so are its gradients."""
-    backward, seen = distributed.backward, [0]
+    backward, seen = across_ranks.backward, [0]
 
     def patched(wrapped: torch.nn.Module, *given: object, **named: object) -> torch.Tensor:
         loss = backward(wrapped, *given, **named)
@@ -53,14 +54,14 @@ def breaks_at(number: int) -> None:
             weight.grad.fill_(float("nan"))
         return loss * float("nan")
 
-    distributed.backward = patched
+    across_ranks.backward = patched
 
 
 RENAME = Path.rename
 PLANT = {  # a death at a moment that a random one seldom hits
-    "tokens": lambda: setattr(tape, "write_tape", dies_in_half_a_file),
+    "tokens": lambda: setattr(token_files, "write_tape", dies_in_half_a_file),
     "swap": lambda: setattr(Path, "rename", dies_before_the_new_checkpoint_gets_its_name),
-    "tidy": lambda: setattr(cluster.ShardedStore, "discard", die),
+    "tidy": lambda: setattr(sharded_checkpoint.ShardedStore, "discard", die),
     "done": lambda: None,  # see below
 }
 
@@ -86,7 +87,7 @@ def main() -> None:
     for place in planted:
         PLANT[place]()
 
-    with distributed.start(timeout=given.timeout, device="cpu") as ranks:
+    with across_ranks.start(timeout=given.timeout, device="cpu") as ranks:
 
         def on_step(step: int) -> None:
             last = ranks.rank == ranks.world - 1
@@ -95,7 +96,7 @@ def main() -> None:
             if last and step == given.hang:
                 time.sleep(3600)
 
-        run = cluster.pretrain(
+        run = loop_across_ranks.pretrain(
             *corpus(), RECIPE, ranks=ranks, out=given.out, steps=given.steps, strategy=given.strategy, evaluations=4,
             resume=given.resume, on_step=on_step,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 Run inside a network namespace of its own (see test_two_hosts.py); what it prints at the end is one line of JSON.
 
-    python two_hosts.py equal             the differences of ``sslcourse.equalities`` between the two hosts
+    python two_hosts.py equal             the differences of ``sslcourse.studies.rank_proofs`` between the two hosts
     python two_hosts.py cut OUT           trains, pulls the cable after the first checkpoint, plugs it in again, resumes
     python two_hosts.py delayed           the same differences where every packet arrives 5 ms late
     python two_hosts.py stalled OUT       trains, with a cable that twice holds back its packets for 3 s
@@ -120,7 +120,7 @@ def finished(started: list[tuple[subprocess.Popen, Path]], seconds: float) -> li
 
 
 def equal(hosts: TwoHosts) -> dict:
-    said = finished(hosts.torchrun(29511, "-m", "sslcourse.equalities", "collectives", "data_parallel"), 120)
+    said = finished(hosts.torchrun(29511, "-m", "sslcourse.studies.rank_proofs", "collectives", "data_parallel"), 120)
     return json.loads(next(line for line in said[0].splitlines() if line.startswith("{")))
 
 

@@ -42,9 +42,10 @@ import re
 
 import matplotlib.pyplot as plt
 
-from sslcourse import corpus, doctor
+from sslcourse.commands import doctor
+from sslcourse.data import corpus
 from coursekit import Slider, Text, live_picture, plots, progress
-from sslcourse import pictures
+from sslcourse.studies import pictures
 from coursekit.checks import check, grade
 
 # %% [markdown]

@@ -32,7 +32,7 @@ def w11_nll(logits, labels):
 
 
 def w11_sslcourse(logits, labels):
-    from sslcourse.loss import mlm_loss
+    from sslcourse.objectives.masked_lm import mlm_loss
 
     return mlm_loss(logits, labels)
 

@@ -42,9 +42,10 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-import sslcourse.floor
-import sslcourse.loss
-from sslcourse.masking import mask_tokens
+from sslcourse.objectives import entropy_floor
+from sslcourse.objectives import masked_lm
+from sslcourse.train import update_rules
+from sslcourse.objectives.masking import mask_tokens
 from coursekit import Slider, check, live_picture, plots
 
 torch.set_num_threads(1)  # the matrices of this lesson are too small to be worth sharing between cores
@@ -119,12 +120,12 @@ print("naive:", naive[0].item(), "  log-sum-exp:", (log_sum_exp(loud) - loud[0])
 
 # %% [markdown]
 # The library has the same thing in one call, where −100 is the default `ignore_index`. The package has it too, as
-# `sslcourse.loss.mlm_loss`. Do the three agree?
+# `sslcourse.objectives.masked_lm.mlm_loss`. Do the three agree?
 
 # %%
 by_hand = masked_loss(logits, labels)
 by_library = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
-by_package = sslcourse.loss.mlm_loss(logits, labels)
+by_package = masked_lm.mlm_loss(logits, labels)
 lesson.record("loss-value-error", max((by_hand - by_library).abs().item(), (by_package - by_library).abs().item()))
 
 # %% [markdown]
@@ -200,7 +201,7 @@ def logits_grad_by_hand(z, y):
 z = logits.clone().requires_grad_()
 autograd = torch.autograd.grad(F.cross_entropy(z.flatten(0, 1), labels.flatten()), z)[0]
 closed_form = logits_grad_by_hand(logits, labels)
-assert torch.equal(sslcourse.loss.mlm_loss_grad(logits, labels), closed_form)
+assert torch.equal(masked_lm.mlm_loss_grad(logits, labels), closed_form)
 lesson.record("loss-gradient-error", (closed_form - autograd).abs().max().item())
 
 # %% [markdown]
@@ -472,11 +473,11 @@ lesson.record("loss-optimiser-deviation", max(deviation.values()))
 
 # %%
 def package_adamw(w, g, state):
-    return sslcourse.loss.adamw_step(w.clone(), g, state, lr=ETA, betas=(BETA1, BETA2), eps=EPS, weight_decay=LAMBDA)
+    return update_rules.adamw_step(w.clone(), g, state, lr=ETA, betas=(BETA1, BETA2), eps=EPS, weight_decay=LAMBDA)
 
 
 def package_adam(w, g, state):
-    return sslcourse.loss.adam_step(w.clone(), g, state, lr=ETA, betas=(BETA1, BETA2), eps=EPS, weight_decay=LAMBDA)
+    return update_rules.adam_step(w.clone(), g, state, lr=ETA, betas=(BETA1, BETA2), eps=EPS, weight_decay=LAMBDA)
 
 
 assert torch.allclose(by_hand_steps(package_adamw), by_hand_steps(rules["AdamW"]), rtol=0, atol=1e-10)
@@ -604,8 +605,8 @@ check("adamw_update", adamw_update)
 # %%
 V, LENGTH = 16, 32
 MASK = V  # the id of [MASK]: one above the ordinary tokens
-transition = sslcourse.floor.random_transition(V, concentration=0.3, generator=torch.Generator().manual_seed(1))
-source = sslcourse.floor.MarkovSource(transition)
+transition = entropy_floor.random_transition(V, concentration=0.3, generator=torch.Generator().manual_seed(1))
+source = entropy_floor.MarkovSource(transition)
 
 
 def corrupt(ids, generator, **rates):
@@ -720,7 +721,7 @@ def enumerate_posterior(seen, table, initial, i, rate=0.15, mask=0.8, random=0.1
 
 
 # %%
-small = sslcourse.floor.MarkovSource(sslcourse.floor.random_transition(3, concentration=0.5, generator=generator))
+small = entropy_floor.MarkovSource(entropy_floor.random_transition(3, concentration=0.5, generator=generator))
 tiny_inputs = torch.tensor([[0, 3, 3, 2], [1, 1, 3, 0], [3, 3, 3, 3], [2, 0, 1, 1]])  # 3 is [MASK]
 enumerated = torch.stack([
     torch.stack([enumerate_posterior(row.tolist(), small.transition, small.initial, i) for i in range(4)])
@@ -756,10 +757,10 @@ ALL_MASKED, NUMBERS = {"mask_prob": 1.0, "random_prob": 0.0}, (1, 3, 5, 8, 12, 1
 @functools.cache  # it does not depend on the slider of masks, so a move of that one answers at once
 def floor_curves(concentration):
     """(chain, windows of it, {recipe: its floor for each of NUMBERS}), on average over windows and masks."""
-    table = sslcourse.floor.random_transition(
+    table = entropy_floor.random_transition(
         V, concentration=concentration, generator=torch.Generator().manual_seed(1)
     )
-    chain = sslcourse.floor.MarkovSource(table)
+    chain = entropy_floor.MarkovSource(table)
     windows, curves = chain.sample(256, LENGTH, torch.Generator().manual_seed(5)), {}
     for name, recipe in (("100/0/0", ALL_MASKED), ("80/10/10", {})):
         found = [lowest_losses(chain, windows, number / LENGTH, **recipe) for number in NUMBERS]
@@ -961,7 +962,7 @@ lesson.record("baseline-left-nats", baselines["left neighbour"].mean().item())
 lesson.record("baseline-neighbours-nats", baselines["both neighbours"].mean().item())
 
 # %%
-from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
+from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM
 
 STEPS, ROWS, PEAK = lesson.choose(quick=300, full=2000), 64, 6e-3
 nothing_special = dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"])
@@ -1095,10 +1096,10 @@ plots.show(fig, alt="Model minus floor by share of leaky rows: above zero withou
 # %%
 bytes_per_token = 2.0  # suppose that our 16 tokens were written as two letters each
 for name, nats in {"uniform": math.log(V), **bars}.items():
-    perplexity, bits = sslcourse.loss.perplexity(nats), sslcourse.loss.bits_per_token(nats)
-    per_byte = sslcourse.loss.bits_per_byte(nats, bytes_per_token)
+    perplexity, bits = masked_lm.perplexity(nats), masked_lm.bits_per_token(nats)
+    per_byte = masked_lm.bits_per_byte(nats, bytes_per_token)
     print(f"{name:<16}{nats:.3f} nats  perplexity {perplexity:5.2f}  {bits:.3f} bits/token  {per_byte:.3f} bits/byte")
-lesson.record("uniform-bits-error", abs(sslcourse.loss.bits_per_token(math.log(V)) - 4))
+lesson.record("uniform-bits-error", abs(masked_lm.bits_per_token(math.log(V)) - 4))
 
 # %% [markdown]
 # Sixteen equally likely tokens take 4 bits: check. One warning: a *masked* loss conditions on both sides, so its bits

@@ -49,11 +49,12 @@ import matplotlib.pyplot as plt
 import torch
 from torch.utils.data import Dataset
 
-import sslcourse.masking
-import sslcourse.tokenizer
-from sslcourse import corpus
+from sslcourse.data import packing
+from sslcourse.objectives import masking
+from sslcourse.data import tokenizer as wordpiece
+from sslcourse.data import corpus
 from coursekit import Slider, Text, check, live_picture, plots
-from sslcourse import pictures
+from sslcourse.studies import pictures
 
 torch.set_num_threads(1)  # tensors of this lesson are too small to be worth sharing between cores
 
@@ -65,7 +66,7 @@ torch.set_num_threads(1)  # tensors of this lesson are too small to be worth sha
 
 # %%
 sentences = ["Nairobi is the capital of Kenya.", "Lima is the capital of Peru.", "The capital is a city."]
-small_tokenizer = sslcourse.tokenizer.train(sentences * 3, vocab_size=160)
+small_tokenizer = wordpiece.train(sentences * 3, vocab_size=160)
 
 
 class ArticleDataset(Dataset):
@@ -253,9 +254,9 @@ assert set(library.get_vocab()) - set("hugpnbs") - letters == set(learned)
 
 # %%
 train_texts, held_texts = list(splits["train"]["text"]), list(splits["validation"]["text"])
-tokenizer = sslcourse.tokenizer.train(train_texts, vocab_size=4096)
-train_ids = sslcourse.tokenizer.encode(tokenizer, train_texts)
-held_ids = sslcourse.tokenizer.encode(tokenizer, held_texts)
+tokenizer = wordpiece.train(train_texts, vocab_size=4096)
+train_ids = wordpiece.encode(tokenizer, train_texts)
+held_ids = wordpiece.encode(tokenizer, held_texts)
 lesson.record("corpus-train-tokens", sum(map(len, train_ids)))
 MASK, V = tokenizer.mask_token_id, len(tokenizer)
 assert tokenizer.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -326,7 +327,7 @@ _ = lesson.record("tokenizer-word-unknown", table["words"][1])
 from transformers import AutoTokenizer
 
 some = train_texts[:500]
-again = [sslcourse.tokenizer.train(some, vocab_size=1024).get_vocab() for _ in range(2)]
+again = [wordpiece.train(some, vocab_size=1024).get_vocab() for _ in range(2)]
 with tempfile.TemporaryDirectory() as folder:
     tokenizer.save_pretrained(folder)
     reopened = AutoTokenizer.from_pretrained(folder)
@@ -367,7 +368,7 @@ print(tokenizer.decode(inputs))
 print("scored:", {i: tokenizer.convert_ids_to_tokens(label) for i, label in enumerate(labels) if label != -100})
 
 # %% [markdown]
-# The package does this for a whole batch at once, without a loop: `sslcourse.masking.mask_tokens`. The two draw
+# The package does this for a whole batch at once, without a loop: `sslcourse.objectives.masking.mask_tokens`. The two draw
 # different random numbers, so they cannot be equal. **Their distributions can.** Every position ends in one of four
 # classes, and we know each class's probability $p_k$. Pearson's statistic says how far counts $n_k$ are from it:
 #
@@ -403,8 +404,8 @@ expected = [0.85, 0.15 * 0.8, 0.15 * other, 0.15 * (0.2 - other)]
 # %%
 tape = torch.tensor([token for text in train_ids[:2000] for token in text if token > MASK][:100_000])
 by_hand = [torch.tensor(part) for part in mask_by_hand(tape.tolist(), random.Random(lesson.choose(quick=1, full=2)))]
-by_package = sslcourse.masking.mask_tokens(tape, special_tokens_mask=None, vocab_size=V, mask_token_id=MASK)
-by_mistake = sslcourse.masking.mask_tokens(
+by_package = masking.mask_tokens(tape, special_tokens_mask=None, vocab_size=V, mask_token_id=MASK)
+by_mistake = masking.mask_tokens(
     tape, special_tokens_mask=None, vocab_size=V, mask_token_id=MASK, mask_prob=0.75, random_prob=0.15
 )
 for name, batch in (("by hand", by_hand), ("package", by_package), ("75/15/10", by_mistake)):
@@ -447,7 +448,7 @@ def sentence_figure(sentence, mask_rate, mask_share, random_share, dice, most=44
     losses = [float(frequency_loss[i]) for i, letter in zip(ids, letters) if letter]
     mean = f"{sum(losses) / len(losses):.2f} nats on average" if losses else "so there is no average"
     unknown = int((ids == tokenizer.unk_token_id).sum())
-    left_out = len(sslcourse.tokenizer.encode(tokenizer, [sentence])[0]) + 2 - len(ids)
+    left_out = len(wordpiece.encode(tokenizer, [sentence])[0]) + 2 - len(ids)
     title = f"{mask_share}/{kept_or_not:g}/{100 - mask_share - kept_or_not:g} at a mask rate of {mask_rate} %: "
     title += f"{len(losses)} of {int((ids > MASK).sum())} ordinary tokens scored, {mean}"
     title += f"\n{unknown} × [UNK]: outside the alphabet, never scored" if unknown else ""
@@ -498,7 +499,7 @@ live_picture(
 # @loss_derivation's exact posterior says how much an ideal reader trusts the token it sees at a scored position:
 
 # %%
-from sslcourse.floor import MarkovSource, random_transition
+from sslcourse.objectives.entropy_floor import MarkovSource, random_transition
 
 chain = MarkovSource(random_transition(12, concentration=0.2, generator=torch.Generator().manual_seed(1)))
 text = chain.sample(lesson.choose(quick=400, full=2000), 24, generator=torch.Generator().manual_seed(2))
@@ -507,7 +508,7 @@ text = chain.sample(lesson.choose(quick=400, full=2000), 24, generator=torch.Gen
 def trust(mask_prob, random_prob):
     """(share of visible tokens that are scored, the ideal reader's trust in a kept one, in a replaced one)"""
     rates = {"mask_prob": mask_prob, "random_prob": random_prob}
-    inputs, labels = sslcourse.masking.mask_tokens(
+    inputs, labels = masking.mask_tokens(
         text, special_tokens_mask=None, vocab_size=13, mask_token_id=12, special_ids=[12], **rates
     )
     visible = inputs != 12
@@ -614,7 +615,7 @@ check("select", select)
 
 # %%
 rows_of_100 = tape[:100_000].view(-1, 100)
-inputs, labels = sslcourse.masking.mask_tokens(rows_of_100, special_tokens_mask=None, vocab_size=V, mask_token_id=MASK)
+inputs, labels = masking.mask_tokens(rows_of_100, special_tokens_mask=None, vocab_size=V, mask_token_id=MASK)
 a_row = (labels != -100).sum(1)
 print(f"scored {float((labels != -100).float().mean()):.1%}, [MASK] {float((inputs == MASK).float().mean()):.1%}")
 print(f"scored tokens in a row of 100: from {int(a_row.min())} to {int(a_row.max())}")
@@ -637,7 +638,7 @@ short = [text for text, ids in zip(held_texts, held_ids) if 14 <= len(ids) <= 30
 
 def read_epochs(dynamic):
     """(share of repeated patterns, share of tokens ever scored) after each epoch, and lengths of the items."""
-    dataset = sslcourse.masking.MaskedLMDataset(short, tokenizer, max_length=32, dynamic=dynamic, seed=1)
+    dataset = masking.MaskedLMDataset(short, tokenizer, max_length=32, dynamic=dynamic, seed=1)
     ever = torch.zeros(len(dataset), 32, dtype=torch.bool)
     ordinary = dataset.encodings["special_tokens_mask"] == 0
     seen, repeats, shares = [set() for _ in short], 0, []
@@ -730,9 +731,9 @@ special = row <= MASK
 words = torch.tensor([[-1 if word is None else word for word in encoded.word_ids()]])
 generator = torch.Generator().manual_seed(11)
 ways = {
-    "tokens": sslcourse.masking.select_tokens(row, special, mask_rate=0.25, generator=generator),
-    "whole words": sslcourse.masking.select_whole_words(words, mask_rate=0.25, generator=generator),
-    "spans": sslcourse.masking.select_spans(special, mask_rate=0.25, generator=generator),
+    "tokens": masking.select_tokens(row, special, mask_rate=0.25, generator=generator),
+    "whole words": masking.select_whole_words(words, mask_rate=0.25, generator=generator),
+    "spans": masking.select_spans(special, mask_rate=0.25, generator=generator),
 }
 figure, axis = plt.subplots(figsize=(11, 2.8))
 axis.imshow(torch.cat(list(ways.values())).float(), aspect="auto", cmap="Blues", vmin=0, vmax=1.3)
@@ -772,9 +773,9 @@ def visible_sibling(selected):
 
 # %%
 shares = {
-    "tokens": visible_sibling(sslcourse.masking.select_tokens(ids, special)),
-    "whole words": visible_sibling(sslcourse.masking.select_whole_words(words)),
-    "spans": visible_sibling(sslcourse.masking.select_spans(special)),
+    "tokens": visible_sibling(masking.select_tokens(ids, special)),
+    "whole words": visible_sibling(masking.select_whole_words(words)),
+    "spans": visible_sibling(masking.select_spans(special)),
 }
 for name, (share, sees) in shares.items():
     print(f"{name:12} scored {share:6.1%}   pieces that see a piece of their word {sees:6.1%}")
@@ -863,9 +864,9 @@ def wasted(lengths, batch_size=32, limit=512):
 
 
 padded_128 = 1 - sum(min(length, 128) for length in lengths) / (128 * len(lengths))
-assert math.isclose(padded_128, sslcourse.masking.padding_share(lengths, 128))
+assert math.isclose(padded_128, packing.padding_share(lengths, 128))
 waste = {
-    "pad to 512": sslcourse.masking.padding_share(lengths, 512),
+    "pad to 512": packing.padding_share(lengths, 512),
     "pad to 128": padded_128,
     "longest in batch": wasted(random.Random(0).sample(lengths, len(lengths))),
     "sorted by length": wasted(sorted(lengths)),
@@ -882,7 +883,7 @@ print(f"tokens lost by cutting at 128: {cut:.1%}")
 CLS, SEP, PAD = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
 long_tape = [token for document in train_ids for token in (CLS, *document, SEP)]
 full_rows = torch.tensor(long_tape[: len(long_tape) // 128 * 128]).view(-1, 128)
-packed, document_ids = sslcourse.masking.pack(train_ids, 128, cls_token_id=CLS, sep_token_id=SEP, pad_token_id=PAD)
+packed, document_ids = packing.pack(train_ids, 128, cls_token_id=CLS, sep_token_id=SEP, pad_token_id=PAD)
 assert torch.equal(packed[: len(full_rows)], full_rows)
 assert packed[document_ids >= 0].tolist() == long_tape  # not a token is lost
 waste["packed"] = float((document_ids == -1).float().mean())
@@ -958,9 +959,9 @@ check("pack_documents", pack_documents)
 # %%
 documents_of_row = [0, 0, 0, 1, 1, 2, 2, 2]
 by_hand = torch.tensor([[query == key for key in documents_of_row] for query in documents_of_row])
-by_package = sslcourse.masking.isolation_mask(torch.tensor([documents_of_row]))
+by_package = packing.isolation_mask(torch.tensor([documents_of_row]))
 assert torch.equal(by_package[0, 0], by_hand)  # [batch, 1, query, key]: one mask for all heads
-positions = sslcourse.masking.restart_positions(torch.tensor([documents_of_row]))
+positions = packing.restart_positions(torch.tensor([documents_of_row]))
 assert positions.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
 print(by_hand.int())
 
@@ -969,14 +970,14 @@ print(by_hand.int())
 # A proof on a model that cannot fail is none: we draw random weights first.
 
 # %%
-from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
+from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM
 
 model = EncoderForMaskedLM(EncoderConfig(vocab_size=V)).eval()
 for name, weight in model.named_parameters():
     if name.endswith("Wo.weight"):
         torch.nn.init.normal_(weight, std=0.1)
 three = [document[:30] for document in train_ids if len(document) >= 30][:3]
-row, owner = sslcourse.masking.pack(three, 96, cls_token_id=CLS, sep_token_id=SEP, pad_token_id=PAD)
+row, owner = packing.pack(three, 96, cls_token_id=CLS, sep_token_id=SEP, pad_token_id=PAD)
 changed = torch.where((owner == 1) & (row > MASK), torch.randint_like(row, MASK + 1, V), row)
 assert not torch.equal(row, changed)
 
@@ -989,8 +990,8 @@ def moved(**how):
 
 ways = {
     "nothing": moved(),
-    "restarted positions": moved(position_ids=sslcourse.masking.restart_positions(owner)),
-    "isolation mask": moved(attention_mask=sslcourse.masking.isolation_mask(owner)),
+    "restarted positions": moved(position_ids=packing.restart_positions(owner)),
+    "isolation mask": moved(attention_mask=packing.isolation_mask(owner)),
 }
 neighbour = owner[0] != 1
 
@@ -1021,7 +1022,7 @@ plots.show(figure, alt="Change of logits by position: with nothing or with resta
 
 # %%
 with torch.no_grad():
-    isolated = model(row, attention_mask=sslcourse.masking.isolation_mask(owner)).logits[0]
+    isolated = model(row, attention_mask=packing.isolation_mask(owner)).logits[0]
     alone = torch.cat([model(torch.tensor([[CLS, *document, SEP]])).logits[0] for document in three])
 lesson.record("packing-alone-error", float((isolated - alone).abs().max()))
 
@@ -1078,7 +1079,7 @@ def scored_classes(ids, inputs, labels):
 ours, theirs = torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.long)
 generator = torch.Generator().manual_seed(3)
 for _ in range(rounds):  # the library changes its input, so it gets a copy
-    ours += scored_classes(ids, *sslcourse.masking.mask_tokens(
+    ours += scored_classes(ids, *masking.mask_tokens(
         ids, special_tokens_mask=special, vocab_size=V, mask_token_id=MASK, generator=generator))
     theirs += scored_classes(ids, *collator.torch_mask_tokens(ids.clone(), special_tokens_mask=special))
 
@@ -1130,11 +1131,11 @@ arguments = {"vocab_size": V, "mask_token_id": MASK}
 
 def ours_whole():
     ids = packed[index]
-    return sslcourse.masking.mask_tokens(ids, special_tokens_mask=ids <= MASK, **arguments)
+    return masking.mask_tokens(ids, special_tokens_mask=ids <= MASK, **arguments)
 
 
 def ours_alone():
-    return sslcourse.masking.mask_tokens(batch, special_tokens_mask=batch_special, **arguments)
+    return masking.mask_tokens(batch, special_tokens_mask=batch_special, **arguments)
 
 
 contestants = {

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from coursekit.checks import Answer, Rng, Wrong, close, grader, true
-from sslcourse.masking import IGNORE
+from sslcourse.data.ignored import IGNORE
 
 
 @grader("schedule")

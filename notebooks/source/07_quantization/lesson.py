@@ -52,11 +52,21 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from sslcourse import corpus, doctor, finetuning, labelled, latency, pretrained, quantization, scores
-from sslcourse import tokenizer as wordpiece
-from sslcourse.masking import IGNORE
-from sslcourse.pretraining import Recipe, Tape, evaluate, held_out_rows, learning_rate, make_optimizer, train_step
-from sslcourse.quantization import Int8Linear, OnnxModel, fake_copy, int8_copy, quantize, sqnr
+from sslcourse.compress import activation_ranges, fake_quantization, int8_copies, integers, onnx_files, serving_routes
+from sslcourse.data import corpus, labelled
+from sslcourse.measure import hardware, intervals, timing
+from sslcourse.studies import lesson_encoder
+from sslcourse.tasks import encoding, fitting, scores, task_heads
+from sslcourse.data import tokenizer as wordpiece
+from sslcourse.data.ignored import IGNORE
+from sslcourse.train.optimizers import make_optimizer
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.step import evaluate, learning_rate, train_step
+from sslcourse.train.token_rows import Tape, held_out_rows
+from sslcourse.compress.int8_copies import fake_copy, int8_copy, sqnr
+from sslcourse.compress.int8_layers import Int8Linear
+from sslcourse.compress.integers import quantize
+from sslcourse.compress.onnx_files import OnnxModel
 from coursekit import Choice, Slider, check, live_picture, plots
 
 full = lesson.profile != "quick"
@@ -72,13 +82,13 @@ folder = Path(scratch.name)
 # adds them to an int32, where fp32 handles one pair.
 
 # %%
-flags = doctor.cpu_flags()
+flags = hardware.cpu_flags()
 fast = sorted(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp"})
 print("int8 instructions of this CPU:", ", ".join(fast) or "none: files will be smaller here, but hardly faster")
 
 # %%
 short = {"steps": 40, "recipe": Recipe(batch_size=8), "every": 8}
-known = pretrained.load(**lesson.choose(quick=short, full={}), progress=lesson.live)
+known = lesson_encoder.load(**lesson.choose(quick=short, full={}), progress=lesson.live)
 tokenizer, model = known.tokenizer, known.model.eval()
 texts = {split: [row["text"] for row in rows] for split, rows in corpus.load_splits().items()}
 held_out = wordpiece.encode(tokenizer, texts["validation"][:: lesson.choose(quick=40, full=4)])
@@ -92,7 +102,7 @@ def loss_of(model):
 
 exact_loss = loss_of(model)
 scored = int((held_out.labels != IGNORE).sum())
-print(f"fp32: {exact_loss:.4f} nats on {scored:,} scored tokens; {quantization.disk_bytes(model) / 1e6:.2f} MB")
+print(f"fp32: {exact_loss:.4f} nats on {scored:,} scored tokens; {int8_copies.disk_bytes(model) / 1e6:.2f} MB")
 
 # %% [markdown]
 # ## A grid of whole numbers
@@ -198,7 +208,7 @@ def put_on_grid(x, bits, share, moved):
 
     share: of the scale that reaches minimum and maximum. moved: the zero point's shift in % of the grid.
     """
-    bottom, top = quantization.limits(bits, symmetric=False)
+    bottom, top = integers.limits(bits, symmetric=False)
     low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
     scale = (high - low) / (top - bottom)
     zero = round(bottom - low / scale) + round(moved / 100 * 2**bits)
@@ -425,7 +435,7 @@ with warnings.catch_warnings(), torch.no_grad():
     old = torch.ao.quantization.quantize_dynamic(nn.Sequential(linear), {nn.Linear}, torch.qint8)
     rivals = {
         "8 bits, by token (ours)": Int8Linear(linear)(x),
-        "torchao": quantization.torchao_copy(nn.Sequential(linear))(x),
+        "torchao": int8_copies.torchao_copy(nn.Sequential(linear))(x),
         "8 bits, one grid for all": per_tensor(x, linear, 8), "7 bits, one grid for all": per_tensor(x, linear, 7),
         "torch.ao (deprecated)": old(x)}  # fmt: skip
     noise = {name: sqnr(linear(x), y) for name, y in rivals.items()}
@@ -445,7 +455,7 @@ lesson.record("by-token-gain", noise["8 bits, by token (ours)"] - noise["torch.a
 
 # %%
 small = int8_copy(model)
-int8_loss, ratio = loss_of(small), quantization.disk_bytes(small) / quantization.disk_bytes(model)
+int8_loss, ratio = loss_of(small), int8_copies.disk_bytes(small) / int8_copies.disk_bytes(model)
 print(f"fp32 {exact_loss:.4f} nats, int8 by hand {int8_loss:.4f}; file {ratio:.3f} times as large")
 if full:
     lesson.record("int8-loss", int8_loss - exact_loss)
@@ -463,7 +473,7 @@ if full:
 tape = Tape(wordpiece.encode(tokenizer, texts["train"][:: lesson.choose(quick=20, full=1)]), tokenizer, 128)
 real = [{"input_ids": rows, "attention_mask": torch.ones_like(rows)}
         for rows in tape.rows(0, 1)[: lesson.choose(quick=16, full=64)].split(16)]  # fmt: skip
-seen = quantization.observe(model, real, tokenizer)
+seen = activation_ranges.observe(model, real, tokenizer)
 for name, reach in seen.items():
     middle = float(reach.channels.median())
     print(f"{name:24s} {reach.low:7.2f} to {reach.high:6.2f}; largest channel / median channel: "
@@ -534,7 +544,7 @@ def readers(model):
 
 def static_loss(model):
     """Loss with one grid a layer for all activations, ranges from ``real``."""
-    found = quantization.observe(model, real)
+    found = activation_ranges.observe(model, real)
     return loss_of(int8_copy(model, reaches={name: (one.low, one.high) for name, one in found.items()}))
 
 
@@ -547,9 +557,9 @@ with torch.no_grad():
 before, after = static_loss(model), static_loss(spiky)
 smoothed, plain = copy.deepcopy(spiky), copy.deepcopy(model)
 for one in (smoothed, plain):
-    found = quantization.observe(one, real)
+    found = activation_ranges.observe(one, real)
     for norm, linear, name in readers(one):
-        quantization.smooth(norm, linear, found[name].channels)
+        activation_ranges.smooth(norm, linear, found[name].channels)
 ids = held_out.inputs[:16]
 with torch.no_grad():
     moved = max(float((model(ids).logits - one(ids).logits).abs().max()) for one in (spiky, smoothed, plain))
@@ -577,8 +587,8 @@ if full:
 
 # %%
 codes = quantize(weight, 4, group=32)
-packed = quantization.pack_int4(codes.values)
-assert torch.equal(quantization.unpack_int4(packed), codes.values)
+packed = integers.pack_int4(codes.values)
+assert torch.equal(integers.unpack_int4(packed), codes.values)
 print(f"{codes.values.numel()} weights in {packed.numel()} bytes, and {codes.scale.numel()} scales: "
       f"{8 * codes.bytes / weight.numel():.1f} bits a weight")  # fmt: skip
 
@@ -661,7 +671,7 @@ check("straight_through", straight_through)
 # %%
 x = (torch.randn(10_000) * 5).requires_grad_()
 upstream, gradients = torch.randn(10_000), []
-for fake in (lambda: quantization.fake_quantize(x, torch.tensor(0.05), torch.tensor(7), -128, 127),
+for fake in (lambda: fake_quantization.fake_quantize(x, torch.tensor(0.05), torch.tensor(7), -128, 127),
              lambda: torch.fake_quantize_per_tensor_affine(x, 0.05, 7, -128, 127)):  # fmt: skip
     x.grad = None
     y = fake()
@@ -747,9 +757,9 @@ if full:
 # embedding table stays in fp32, so the file shrinks less:
 
 # %%
-ao = quantization.torchao_copy(model)
+ao = int8_copies.torchao_copy(model)
 print(type(model.decoder.weight).__name__, "->", type(ao.decoder.weight).__name__)
-print(f"file: {quantization.disk_bytes(ao) / quantization.disk_bytes(model):.2f} times fp32's, "
+print(f"file: {int8_copies.disk_bytes(ao) / int8_copies.disk_bytes(model):.2f} times fp32's, "
       f"loss {loss_of(ao):.4f}")  # fmt: skip
 
 # %% [markdown]
@@ -762,10 +772,10 @@ print(f"file: {quantization.disk_bytes(ao) / quantization.disk_bytes(model):.2f}
 
 # %%
 example = {name: value[:4, :32] for name, value in real[0].items()}
-plain = quantization.export_onnx(model, folder / "encoder.onnx", example)
-dynamic = quantization.int8_onnx(plain, folder / "dynamic.onnx")
-static = quantization.static_int8_onnx(plain, folder / "static.onnx", real)
-nodes = {path.stem: quantization.operations(path) for path in (plain, dynamic, static)}
+plain = onnx_files.export_onnx(model, folder / "encoder.onnx", example)
+dynamic = onnx_files.int8_onnx(plain, folder / "dynamic.onnx")
+static = onnx_files.static_int8_onnx(plain, folder / "static.onnx", real)
+nodes = {path.stem: onnx_files.operations(path) for path in (plain, dynamic, static)}
 kinds = [kind for kind, _ in sum(nodes.values(), start=type(nodes["encoder"])()).most_common()
          if len({of_file[kind] for of_file in nodes.values()}) > 1][:8]  # fmt: skip
 print(f"{'':24s}" + "".join(f"{name:>10s}" for name in nodes))
@@ -777,7 +787,7 @@ with torch.no_grad():
     logits = model(**real[0]).logits
     difference = float((OnnxModel(plain)(**real[0]) - logits).abs().max() / logits.abs().max())
 lesson.record("onnx-difference", difference)
-losses = {path.stem: loss_of(quantization.served(model, OnnxModel(path))) for path in (plain, dynamic, static)}
+losses = {path.stem: loss_of(serving_routes.served(model, OnnxModel(path))) for path in (plain, dynamic, static)}
 print(f"fp32 graph and model differ by {difference:.0e} of the largest score; losses:",
       ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))  # fmt: skip
 if full:
@@ -803,7 +813,7 @@ sources = {"64 rows of text": real, "16 rows": real[:1],
            "padding only": [{"input_ids": padding, "attention_mask": torch.ones_like(padding)}]}  # fmt: skip
 calibrated = {}
 for name, batches in sources.items():
-    found = quantization.observe(model, batches)
+    found = activation_ranges.observe(model, batches)
     calibrated[name] = loss_of(int8_copy(model, reaches={at: (one.low, one.high) for at, one in found.items()}))
     print(f"{name:16s} {calibrated[name]:.4f} nats")
 if full:
@@ -883,19 +893,19 @@ test = names["test"][: lesson.choose(quick=40, full=None)]
 
 
 def encoded(rows):
-    return finetuning.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
+    return encoding.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
 
 
 def token_f1(model):
-    found = finetuning.predict(model, test_rows, precision="fp32")
+    found = fitting.predict(model, test_rows, precision="fp32")
     return scores.token_score([row.tags for row in test], [[TAGS[tag] for tag in row] for row in found]).f1
 
 
 def tagger(seed):
     torch.manual_seed(seed)
-    made = finetuning.TokenClassifier(copy.deepcopy(model.model), len(TAGS))
+    made = task_heads.TokenClassifier(copy.deepcopy(model.model), len(TAGS))
     sample = encoded(random.Random(seed).sample(names["train"], COUNT))
-    finetuning.fit(made, sample, finetuning.Settings(TRAIN, learning_rate=1e-3, seed=seed, precision="fp32"))
+    fitting.fit(made, sample, fitting.Settings(TRAIN, learning_rate=1e-3, seed=seed, precision="fp32"))
     return made.eval()
 
 
@@ -904,15 +914,15 @@ test_rows = encoded(test)
 # %%
 f1 = {}  # route -> token F1 of each seed
 for seed in SEEDS:
-    for name, route in quantization.routes(tagger(seed), example, folder / f"seed{seed}", real).items():
+    for name, route in serving_routes.routes(tagger(seed), example, folder / f"seed{seed}", real).items():
         f1.setdefault(name, []).append(token_f1(route.model))
-paired = {name: scores.interval(a - b for a, b in zip(of_route, f1["fp32"])) for name, of_route in f1.items()}
+paired = {name: intervals.interval(a - b for a, b in zip(of_route, f1["fp32"])) for name, of_route in f1.items()}
 for name, of_route in f1.items():
     low, high = paired[name].low, paired[name].high
-    print(f"{name:22s} token F1 {scores.interval(of_route).mean:.4f}, difference to fp32 {paired[name].mean:+.4f} "
+    print(f"{name:22s} token F1 {intervals.interval(of_route).mean:.4f}, difference to fp32 {paired[name].mean:+.4f} "
           f"({low:+.4f} to {high:+.4f})")  # fmt: skip
 if full:
-    lesson.record("f1-fp32", scores.interval(f1["fp32"]).mean)
+    lesson.record("f1-fp32", intervals.interval(f1["fp32"]).mean)
     lesson.record("f1-onnx-dynamic", paired["ONNX dynamic"].mean)
     lesson.record("f1-worst", max(abs(one.mean) for one in paired.values()))
 
@@ -942,22 +952,22 @@ def random_batch(rows, length, seed=0):
 
 
 calibration = [random_batch(4, 64, seed) for seed in range(1, 5)]
-found = quantization.routes(large, random_batch(2, 16), folder / "large", calibration)
+found = serving_routes.routes(large, random_batch(2, 16), folder / "large", calibration)
 
 # %%
 one, eight = (random_batch(rows, lesson.choose(quick=16, full=128), seed=9) for rows in (1, 8))
 exact = found["fp32"](**eight).float()
 quality = {name: sqnr(exact, route(**eight).float()) for name, route in found.items()}
 ROUNDS = lesson.choose(quick=2, full=21)
-times = {rows: latency.side_by_side({name: partial(route, **batch) for name, route in found.items()}, ROUNDS)
+times = {rows: timing.side_by_side({name: partial(route, **batch) for name, route in found.items()}, ROUNDS)
          for rows, batch in ((1, one), (8, eight))}  # fmt: skip
-print(f"{millions:.1f} M weights; load of this machine, these two threads included: {latency.busy():.1f}")
+print(f"{millions:.1f} M weights; load of this machine, these two threads included: {timing.busy():.1f}")
 
 # %%
 print(f"{'':20s}   file  memory |  1 row: p50   p95 | 8 rows: p50   p95   rows/s  times as fast    | output")
 for name, route in found.items():
-    first, batch = latency.summary(times[1][name]), latency.summary(times[8][name])
-    faster = latency.ratio(times[8]["fp32"], times[8][name])
+    first, batch = timing.summary(times[1][name]), timing.summary(times[8][name])
+    faster = timing.ratio(times[8]["fp32"], times[8][name])
     print(f"{name:20s} {route.disk / 1e6:6.1f}  {route.memory / 1e6:6.1f} | {1e3 * first.p50:11.1f} "
           f"{1e3 * first.p95:5.1f} | {1e3 * batch.p50:11.1f} {1e3 * batch.p95:5.1f}  {8 / batch.p50:7.0f}  "
           f"{faster.median:5.2f} ({faster.low:.2f} to {faster.high:.2f}) | {quality[name]:3.0f} dB")  # fmt: skip
@@ -967,7 +977,7 @@ print("file and memory in MB, times in ms; memory of ONNX Runtime: what a proces
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
 routes = list(found)
 for axis, rows in ((left, 1), (right, 8)):
-    quartiles = [latency.ratio(times[rows]["fp32"], times[rows][name]) for name in routes]
+    quartiles = [timing.ratio(times[rows]["fp32"], times[rows][name]) for name in routes]
     colours = [plots.COLOURS[0 if "ONNX" in name else 1] for name in routes]
     axis.barh(range(len(routes)), [of.median for of in quartiles], color=colours,
               xerr=np.array([[of.median - of.low, of.high - of.median] for of in quartiles]).T)  # fmt: skip
@@ -980,7 +990,7 @@ plots.show(figure, alt="Two bar charts, times as fast as fp32 in torch, for each
 
 # %%
 if full:
-    speed = {name: latency.ratio(times[8]["fp32"], times[8][name]).median for name in routes}
+    speed = {name: timing.ratio(times[8]["fp32"], times[8][name]).median for name in routes}
     lesson.record("speed-onnx-dynamic", speed["ONNX dynamic"])
     lesson.record("speed-onnx-static", speed["ONNX static"])
     lesson.record("speed-onnx-fp32", speed["ONNX fp32"])
@@ -1044,8 +1054,8 @@ attempts = {
     "quantized twice": lambda: int8_copy(int8_copy(model)),
     "a weight that is nan": lambda: int8_copy(broken),
     "a norm in int8": lambda: int8_copy(model, only=["model.final_norm"]),
-    "calibration data of another tokenizer": lambda: quantization.observe(model, foreign),
-    "no calibration data": lambda: quantization.observe(model, []),
+    "calibration data of another tokenizer": lambda: activation_ranges.observe(model, foreign),
+    "no calibration data": lambda: activation_ranges.observe(model, []),
     "nine bits": lambda: quantize(weight, 9),
     "groups that do not fit": lambda: quantize(weight, 4, group=33),
 }

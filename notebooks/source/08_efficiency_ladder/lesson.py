@@ -45,11 +45,15 @@ from dataclasses import asdict, replace
 import matplotlib.pyplot as plt
 import torch
 
-from sslcourse import corpus, ladder, precision, scores
-from sslcourse.encoder import EncoderForMaskedLM
-from sslcourse.ladder import LADDER, Text, climb
-from sslcourse.pretraining import Recipe, Tape, learning_rate
-from sslcourse.start import look_at_neighbours, neighbour_counts, token_vectors
+from sslcourse.data import corpus
+from sslcourse.measure import hardware, intervals, timing
+from sslcourse.studies import ladder
+from sslcourse.models.encoder import EncoderForMaskedLM
+from sslcourse.studies.ladder import LADDER, Text, climb
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.step import learning_rate
+from sslcourse.train.token_rows import Tape
+from sslcourse.models.initial_weights import look_at_neighbours, neighbour_counts, token_vectors
 from coursekit import Choice, Slider, check, live_picture, plots
 
 full = lesson.profile != "quick"
@@ -184,7 +188,7 @@ lesson.record("predicted-size", predicted["a size for the budget"])
 # measured.
 
 # %%
-ceiling = precision.peak_flops(torch.bfloat16) / precision.peak_flops(torch.float32)
+ceiling = hardware.peak_flops(torch.bfloat16) / hardware.peak_flops(torch.float32)
 print(f"bf16 multiplies large matrices {ceiling:.1f} times as fast as fp32 here: for products, no more can come of it")
 
 # %% [markdown]
@@ -461,7 +465,7 @@ for name, runs in of_start.items():
     line = f"{name:12s}{' '.join(format(one['points'][-1][1], '.2f') for one in runs):>26s}"
     for unit, label, width in ((2, "tokens", 30), (0, "faster", 24)) if name != "width" else ():
         before, after = (map(against(unit), each) for each in (of_start["width"], runs))
-        found = scores.interval([math.log(ladder.speedup(a, b)) for a, b in zip(before, after)])
+        found = intervals.interval([math.log(ladder.speedup(a, b)) for a, b in zip(before, after)])
         low, mean, high = (math.exp(end) for end in (found.low, found.mean, found.high))
         line += format(f"{mean:.2f} ({low:.2f} to {high:.2f})", f">{width}s")
         lesson.record(f"{claim}-{label}", mean)
@@ -540,7 +544,7 @@ check("packing_stops_paying", packing_stops_paying)
 tape, rung = Tape(text.train, text.tokenizer, 128), replace(top, vocab_size=len(text.tokenizer))
 source = tape.batches(rung)
 next(source)
-batch_seconds = precision.seconds(lambda: next(source), 20)
+batch_seconds = timing.seconds(lambda: next(source), 20)
 step_seconds = 128 * rung.batch_size / tracks[names[-1]].tokens_per_second
 share = batch_seconds / step_seconds
 lesson.record("batch-share", 100 * share)
@@ -574,7 +578,7 @@ def of_seeds(group, name):
 
 def gain_of(before, after):
     """The geometric mean of the gain over seeds, and its 95 % interval, taken of logarithms."""
-    found = scores.interval([math.log(ladder.speedup(a, b)) for a, b in zip(before, after)])
+    found = intervals.interval([math.log(ladder.speedup(a, b)) for a, b in zip(before, after)])
     return tuple(map(math.exp, (found.low, found.mean, found.high)))
 
 
@@ -582,7 +586,7 @@ committed = {}
 for before, after in zip(names, names[1:]):
     committed[after] = gain_of(of_seeds("climb", before), of_seeds("climb", after))
     low, mean, high = committed[after]
-    loss = scores.interval([one.loss for one in of_seeds("climb", after)])
+    loss = intervals.interval([one.loss for one in of_seeds("climb", after)])
     print(f"{after:42s} {mean:6.2f} times ({low:.2f} to {high:.2f}), ends at {loss.mean:.2f} nats")
 ends = [one.loss for one in of_seeds("climb", names[-1])]
 lesson.record("top-apart", max(ends) - min(ends))
@@ -635,8 +639,8 @@ for before, after in zip(names, names[1:]):
         tokens = gain * a.tokens_per_second / b.tokens_per_second
         for kind, part in zip(KINDS, (tokens, fewer, gain / tokens / fewer)):
             logs[kind][seed] += math.log(part)
-totals = {kind: scores.interval(values) for kind, values in logs.items()}
-totals["whole"] = scores.interval([sum(values) for values in zip(*logs.values())])
+totals = {kind: intervals.interval(values) for kind, values in logs.items()}
+totals["whole"] = intervals.interval([sum(values) for values in zip(*logs.values())])
 for kind, found in totals.items():
     name = KINDS[kind][0] if kind in KINDS else "the whole ladder"
     print(f"{name:26s} {math.exp(found.mean):7.1f} times ({math.exp(found.low):.1f} to {math.exp(found.high):.1f})")
@@ -836,7 +840,7 @@ lesson.record("race-long-loss", long["loss"])
 # programs that the GPU runs one after the other, such as one matrix product. In a small model most are over in
 # microseconds, and Python may need longer to ask for them than the GPU to run them.
 #
-# In `sslcourse/accelerated.py` tokens and masks live on the GPU, and every row has the same number of masks. So no
+# In `sslcourse/train/gpu_step.py` tokens and masks live on the GPU, and every row has the same number of masks. So no
 # shape ever changes, and forward and backward pass can be **recorded** once and asked for by one call (a *CUDA graph*).
 # Masks and optimiser are still asked for kernel by kernel.
 #

@@ -46,21 +46,20 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import torch
 
-from sslcourse import corpus, finetuning, generalization, labelled, pretrained, scores
-from sslcourse import tokenizer as wordpiece
-from sslcourse.finetuning import Settings, fit, predict
-from sslcourse.generalization import (
-    KeepBest,
-    WeightAverage,
-    adversarial,
-    augmented,
-    drop_spans,
-    drop_tokens,
-    replace_tokens,
+from sslcourse.data import corpus, labelled, python_docs
+from sslcourse.measure import intervals
+from sslcourse.studies import lesson_encoder
+from sslcourse.tasks import encoding, fitting, look_inside, pretrained_bodies, robustness, scores, task_heads
+from sslcourse.data import tokenizer as wordpiece
+from sslcourse.tasks.fitting import Settings, fit, predict
+from sslcourse.tasks.robustness import (
+    KeepBest, WeightAverage, adversarial, augmented, drop_spans, drop_tokens, replace_tokens,
 )
-from sslcourse.lora import add_lora
-from sslcourse.loss import bits_per_byte
-from sslcourse.pretraining import Recipe, evaluate, held_out_rows
+from sslcourse.models.lora import add_lora
+from sslcourse.objectives.masked_lm import bits_per_byte
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.step import evaluate
+from sslcourse.train.token_rows import held_out_rows
 from coursekit import Choice, Slider, check, live_picture, plots
 
 full = lesson.profile != "quick"
@@ -83,7 +82,7 @@ SEEDS = range(lesson.choose(quick=2, full=5))
 
 # %%
 which = lesson.choose(quick={"steps": 40, "recipe": Recipe(batch_size=8), "every": 8}, full={})
-run = pretrained.load(**which, progress=lesson.live)
+run = lesson_encoder.load(**which, progress=lesson.live)
 tokenizer, body = run.tokenizer, run.model.model
 
 TAGS = ["O", "B-PER", "I-PER"]
@@ -107,7 +106,7 @@ PLAIN = Settings(steps=STEPS, learning_rate=BEST["plain"], precision="fp32")  # 
 
 
 def encode_names(rows):
-    return finetuning.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
+    return encoding.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
 
 
 def labelled_rows(seed):
@@ -133,8 +132,8 @@ def score(model, split="test"):
 def train(seed, *, what="pretrained", dropout=0.0, prepare=None, sample=None, hooks=None, **settings):
     """Plain fine-tuning, or with one thing changed. ``hooks`` makes fit's hooks, anew for each run."""
     torch.manual_seed(seed)
-    start_from = copy.deepcopy(body) if what == "pretrained" else finetuning.untrained(body, seed)
-    model = finetuning.TokenClassifier(start_from, len(TAGS), dropout)
+    start_from = copy.deepcopy(body) if what == "pretrained" else pretrained_bodies.untrained(body, seed)
+    model = task_heads.TokenClassifier(start_from, len(TAGS), dropout)
     if prepare:
         prepare(model)
     hooks = hooks(seed) if hooks else {}
@@ -258,10 +257,10 @@ check("fast_gradient", fast_gradient)
 # above, on test sentences:
 
 # %%
-batch = finetuning.collate(splits["test"][1][:32], tokenizer.pad_token_id)
+batch = encoding.collate(splits["test"][1][:32], tokenizer.pad_token_id)
 real = batch["attention_mask"].bool()
 before = {name: weight.clone() for name, weight in model.named_parameters()}
-with generalization.shifted(model, None) as seen:
+with robustness.shifted(model, None) as seen:
     loss = model(**batch).loss
 loss.backward()
 clean = loss.item()
@@ -273,8 +272,8 @@ worst, blind = [], []
 noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
 for epsilon in EPSILONS:
     for direction, losses in ((gradient, worst), (noise, blind)):
-        shift = generalization.ascent(direction, real, epsilon * length)
-        with torch.no_grad(), generalization.shifted(model, shift):
+        shift = robustness.ascent(direction, real, epsilon * length)
+        with torch.no_grad(), robustness.shifted(model, shift):
             losses.append(float(model(**batch).loss))
 ratio = shift.flatten(1).norm(dim=1) / (epsilon * length.flatten())
 lesson.record("attack-length", float((ratio - 1).abs().max()))
@@ -424,7 +423,7 @@ for seed in SEEDS:  # interleaved, so that a busy moment of the machine hits all
         model = train(seed, **change)
         seconds[name].append(time.perf_counter() - began)
         f1[name].append(score(model))
-        trained[name] = finetuning.trained_parameters(model)
+        trained[name] = fitting.trained_parameters(model)
 
 # %% [markdown]
 # The ensemble: three models a seed, trained on the same sentences with other heads and another order of batches; the
@@ -436,7 +435,7 @@ for seed in SEEDS:
     began = time.perf_counter()
     members = [train(seed + 1000 * member, sample=seed) for member in range(MEMBERS)]
     seconds["ensemble of 3"].append(time.perf_counter() - began)
-    chances = [generalization.probabilities(model, splits["test"][1]) for model in members]
+    chances = [robustness.probabilities(model, splits["test"][1]) for model in members]
     tags = [sum(of_models).argmax(-1).tolist() for of_models in zip(*chances)]
     f1["ensemble of 3"].append(entity_f1(tags, "test"))
 trained["ensemble of 3"] = MEMBERS * trained["plain"]
@@ -474,7 +473,7 @@ def memory(seed):
     return [[most.get(word, 0) for word in row.words] for row in rows]
 
 
-dumb = scores.interval([entity_f1(memory(seed), "test") for seed in SEEDS])
+dumb = intervals.interval([entity_f1(memory(seed), "test") for seed in SEEDS])
 print("memory of words:", dumb)
 
 
@@ -492,11 +491,11 @@ gains, verdicts = {}, {}
 print(f"{'change':21s} {'entity F1':22s} {'paired difference':24s} {'trained':>10s} {'minutes':>8s}  verdict")
 for name in f1:
     minutes = median(seconds[name]) / 60
-    line = f"{name:21s} {scores.interval(f1[name])!s:22s} "
+    line = f"{name:21s} {intervals.interval(f1[name])!s:22s} "
     if name == "plain":
         line += f"{'':24s} {trained[name]:10,} {minutes:8.3f}"
     else:
-        gains[name] = scores.interval([a - b for a, b in zip(f1[name], f1["plain"])])
+        gains[name] = intervals.interval([a - b for a, b in zip(f1[name], f1["plain"])])
         verdicts[name] = verdict(gains[name])
         line += f"{gains[name]!s:24s} {trained[name]:10,} {minutes:8.3f}  {verdicts[name]}"
     print(line)
@@ -525,7 +524,7 @@ summed = sum(gains[name].mean for name in TOGETHER)
 print("helps:", ", ".join(helped) or "none")
 print(f"five at once: {gains['five at once'].mean:+.3f}; their gains added up would be {summed:+.3f}")
 if full:
-    lesson.record("plain-entity", scores.interval(f1["plain"]).mean)
+    lesson.record("plain-entity", intervals.interval(f1["plain"]).mean)
     lesson.record("scratch-gain", gains["from scratch"].mean)
     lesson.record("dumb-entity", dumb.mean)
     lesson.record("remedies-helping", len(helped))
@@ -555,7 +554,7 @@ if full:
 
 # %%
 more = stored("remedies_twenty_seeds")["entity_f1"]
-twenty = {name.split(",")[0]: scores.interval([a - b for a, b in zip(values, more["plain"])])
+twenty = {name.split(",")[0]: intervals.interval([a - b for a, b in zip(values, more["plain"])])
           for name, values in more.items() if name != "plain"}  # fmt: skip
 for name, gain in twenty.items():
     print(f"{name:18s} {len(more['plain'])} seeds, paired difference {gain}: {verdict(gain)}")
@@ -589,7 +588,7 @@ def seeds_figure(remedy, count, shuffle):
     later = range(count + 1, len(order) + 1)
     left.plot(later, order[count:], "o", color="grey", markerfacecolor="none", label="not yet")
     left.set(xlabel="seed, in the order of the draw", ylabel=f"entity F1: {remedy} less plain")
-    found = {seeds: scores.interval(order[:seeds]) for seeds in range(2, len(order) + 1)}
+    found = {seeds: intervals.interval(order[:seeds]) for seeds in range(2, len(order) + 1)}
     for said, marker in MARKER.items():
         points = {seeds: gain for seeds, gain in found.items() if verdict(gain) == said}
         reach = [[g.mean - g.low for g in points.values()], [g.high - g.mean for g in points.values()]]
@@ -636,7 +635,7 @@ live_picture(
 # so the figures move a little from version to version.)
 
 # %%
-docs = generalization.python_docs()
+docs = python_docs.python_docs()
 keep = lesson.choose(quick=200, full=None)
 docs = {side: texts[:keep] for side, texts in docs.items()}
 print({side: f"{len(texts):,} paragraphs" for side, texts in docs.items()})
@@ -672,7 +671,7 @@ def bits(model):
 
 def moved_to_python(start_from, **replay):
     model = copy.deepcopy(start_from)
-    generalization.continue_pretraining(model, tokenizer, docs["train"], recipe, DOMAIN_STEPS, **replay)
+    robustness.continue_pretraining(model, tokenizer, docs["train"], recipe, DOMAIN_STEPS, **replay)
     return bits(model), model
 
 
@@ -740,13 +739,13 @@ classes = labelled.label_names(sections["train"])
 def states_of(encoder, examples):
     """(batch, hidden states) of the examples, 64 at a time; one state for the embeddings and one a layer."""
     for begin in range(0, len(examples), 64):
-        batch = finetuning.collate(examples[begin : begin + 64], tokenizer.pad_token_id)
+        batch = encoding.collate(examples[begin : begin + 64], tokenizer.pad_token_id)
         yield batch, encoder(batch["input_ids"], batch["attention_mask"], output_hidden_states=True).hidden_states
 
 
 def section_vectors(encoder, rows):
     """([layers + 1, rows, hidden], labels): the mean vector of each text."""
-    examples = finetuning.encode_texts(tokenizer, [r.text for r in rows], [r.label for r in rows], classes, 64)
+    examples = encoding.encode_texts(tokenizer, [r.text for r in rows], [r.label for r in rows], classes, 64)
     found = []
     for batch, states in states_of(encoder, examples):
         weight = batch["attention_mask"][..., None] / batch["attention_mask"].sum(1)[:, None, None]
@@ -787,10 +786,10 @@ for seed in SEEDS:
     for name, (data, vectors_of, count, measure, baseline, many) in PROBES.items():
         train_rows, test_rows = (random.Random(seed).sample(data[split], lesson.choose(quick=30, full=many))
                                  for split in ("train", "test"))  # fmt: skip
-        for what, encoder in (("pretrained", body), ("random", finetuning.untrained(body, seed))):
+        for what, encoder in (("pretrained", body), ("random", pretrained_bodies.untrained(body, seed))):
             (vectors, gold), (test_vectors, test_gold) = (vectors_of(encoder, r) for r in (train_rows, test_rows))
             for layer in range(layers + 1):
-                read = generalization.probe(vectors[layer], gold, count, penalty=0.01)
+                read = look_inside.probe(vectors[layer], gold, count, penalty=0.01)
                 probed[name, what, layer].append(measure(test_gold, read(test_vectors[layer])))
         without[name].append(baseline(gold, test_gold))
 
@@ -811,10 +810,10 @@ print(f"the two predict the same for {same:.1%} of the test words")
 figure, axes = plt.subplots(1, 2, figsize=(10, 4))
 for axis, name in zip(axes, PROBES):
     for what, style in (("pretrained", "-o"), ("random", "-s")):
-        points = [scores.interval(probed[name, what, layer]) for layer in range(layers + 1)]
+        points = [intervals.interval(probed[name, what, layer]) for layer in range(layers + 1)]
         reach = [[p.mean - p.low for p in points], [p.high - p.mean for p in points]]
         axis.errorbar(range(layers + 1), [p.mean for p in points], yerr=reach, fmt=style, capsize=3, label=what)
-    axis.axhline(scores.interval(without[name]).mean, linestyle=":", color="black", label="without vectors")
+    axis.axhline(intervals.interval(without[name]).mean, linestyle=":", color="black", label="without vectors")
     axis.set_xticks(range(layers + 1), ["embedding", *[f"layer {n + 1}" for n in range(layers)]])
     axis.set(xlabel="where the probe reads", ylabel="F1" if "name" in name else "accuracy", ylim=(0, 1), title=name)
 axes[1].legend()
@@ -825,12 +824,12 @@ plots.show(
 )
 if full:
     for short, name in (("section", "section of a passage"), ("name", "word of a name")):
-        by_layer = [scores.interval(probed[name, "pretrained", layer]).mean for layer in range(layers + 1)]
+        by_layer = [intervals.interval(probed[name, "pretrained", layer]).mean for layer in range(layers + 1)]
         lesson.record(f"probe-{short}-embedding", by_layer[0])
         lesson.record(f"probe-{short}-best", max(by_layer))
-        at_random = [scores.interval(probed[name, "random", layer]).mean for layer in range(layers + 1)]
+        at_random = [intervals.interval(probed[name, "random", layer]).mean for layer in range(layers + 1)]
         lesson.record(f"probe-{short}-random", max(at_random))
-        lesson.record(f"probe-{short}-without", scores.interval(without[name]).mean)
+        lesson.record(f"probe-{short}-without", intervals.interval(without[name]).mean)
 
 # %% [markdown]
 # What to see, in the stored run:
@@ -923,10 +922,10 @@ def with_baseline(model, example):
 with_names = [one for one in splits["test"][1] if 1 in one["labels"] and 12 <= len(one["input_ids"]) <= 40]
 ids, rows, hidden_rows, place = with_baseline(explained, with_names[2])
 function = name_score(explained, place)
-attribution = generalization.integrated_gradients(function, rows, hidden_rows, steps=128)
+attribution = look_inside.integrated_gradients(function, rows, hidden_rows, steps=128)
 difference = float((function(rows[None]) - function(hidden_rows[None])).detach())
 for steps in (2, 8, 32, 128):
-    added = float(generalization.integrated_gradients(function, rows, hidden_rows, steps=steps).sum())
+    added = float(look_inside.integrated_gradients(function, rows, hidden_rows, steps=steps).sum())
     print(f"{steps:3d} steps: attributions add up to {added:.5f}; f(x) - f(b) = {difference:.5f}")
 gap = abs(added - difference) / float(attribution.sum(-1).abs().sum())
 if full:
@@ -991,7 +990,7 @@ def explanations(model, example):
     with torch.no_grad():
         read = model.body(ids[None], torch.ones_like(ids)[None], output_attentions=True).attentions
     return {
-        "integrated gradients": generalization.integrated_gradients(function, rows, hidden_rows, steps=16).sum(-1),
+        "integrated gradients": look_inside.integrated_gradients(function, rows, hidden_rows, steps=16).sum(-1),
         "gradient × input": (gradient * (rows - hidden_rows)).sum(-1),
         "attention": torch.stack(read).mean((0, 1, 2))[place],
     }
@@ -1007,7 +1006,7 @@ for example in looked_at:
     for name, values in explanations(explained, example).items():
         agreement[name].append(ranks_agree(values[others], fall))
 for name, values in agreement.items():
-    print(f"{name:21s} agrees with erasing: rank correlation {scores.interval(values)}")
+    print(f"{name:21s} agrees with erasing: rank correlation {intervals.interval(values)}")
 
 # %%
 def randomised(model, levels, seed=0):
@@ -1036,7 +1035,7 @@ for level in range(len(LEVELS)):
 # %%
 figure, axis = plt.subplots()
 for (name, of_name), style in zip(kept_ranks.items(), ("-o", "-s", "--^")):
-    points = [scores.interval(of_name[level]) for level in range(len(LEVELS))]
+    points = [intervals.interval(of_name[level]) for level in range(len(LEVELS))]
     reach = [[p.mean - p.low for p in points], [p.high - p.mean for p in points]]
     axis.errorbar(range(len(LEVELS)), [p.mean for p in points], yerr=reach, fmt=style, capsize=3, label=name)
 axis.set_xticks(range(len(LEVELS)), LEVELS, rotation=20)
@@ -1050,12 +1049,12 @@ plots.show(
 
 # %%
 if full:
-    lesson.record("ig-erasure", scores.interval(agreement["integrated gradients"]).mean)
-    lesson.record("gradient-erasure", scores.interval(agreement["gradient × input"]).mean)
-    lesson.record("attention-erasure", scores.interval(agreement["attention"]).mean)
-    lesson.record("ig-headless", scores.interval(kept_ranks["integrated gradients"][1]).mean)
-    lesson.record("attention-headless", scores.interval(kept_ranks["attention"][1]).mean)
-    lesson.record("ig-random", scores.interval(kept_ranks["integrated gradients"][len(LEVELS) - 1]).mean)
+    lesson.record("ig-erasure", intervals.interval(agreement["integrated gradients"]).mean)
+    lesson.record("gradient-erasure", intervals.interval(agreement["gradient × input"]).mean)
+    lesson.record("attention-erasure", intervals.interval(agreement["attention"]).mean)
+    lesson.record("ig-headless", intervals.interval(kept_ranks["integrated gradients"][1]).mean)
+    lesson.record("attention-headless", intervals.interval(kept_ranks["attention"][1]).mean)
+    lesson.record("ig-random", intervals.interval(kept_ranks["integrated gradients"][len(LEVELS) - 1]).mean)
 
 # %% [markdown]
 # > **Misconception: "attention shows what the answer rests on."** Against erasing, its ranks agree by
@@ -1112,7 +1111,7 @@ relative = by_template - by_template.mean(1, keepdim=True)  # what a template pr
 audit = {}
 for region in sorted(set(places.values())):
     of_region = torch.tensor([places[name] == region for name in places])
-    audit[region] = scores.interval(relative[:, of_region].mean(1).tolist())
+    audit[region] = intervals.interval(relative[:, of_region].mean(1).tolist())
 
 counts = {region: Counter() for region in audit}
 for region, text in ((row["region"], row["text"]) for split in corpus.load_splits().values() for row in split):
@@ -1258,8 +1257,8 @@ plots.show(
 tuned = {name: [score(with_choice(seed, study.best_params)) for seed in SEEDS] for name, (study, _) in studies.items()}
 bought = {}
 for name, values in tuned.items():
-    bought[name] = scores.interval([a - b for a, b in zip(values, f1["plain"])])
-    print(f"{name:12s} test entity F1 {scores.interval(values)}, paired gain over the defaults {bought[name]}: "
+    bought[name] = intervals.interval([a - b for a, b in zip(values, f1["plain"])])
+    print(f"{name:12s} test entity F1 {intervals.interval(values)}, paired gain over the defaults {bought[name]}: "
           f"{verdict(bought[name])}")  # fmt: skip
 print({name: f"{value:.3g}" for name, value in studies["TPE, pruned"][0].best_params.items()})
 if full:

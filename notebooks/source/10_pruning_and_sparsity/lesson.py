@@ -50,11 +50,18 @@ import torch.nn.functional as F
 from torch.nn.utils import prune
 from transformers import AutoModelForMaskedLM
 
-from sslcourse import finetuning, labelled, latency, pretrained, pruning, quantization, scores
-from sslcourse.finetuning import Settings, fit, predict
-from sslcourse.pretraining import Recipe
-from sslcourse.pruning import Gradual, Hold, Movement, distilled, lowest, magnitude_masks, n_of_m_mask, prunable
-from sslcourse.pruning import random_masks, remove_columns, remove_heads, remove_layers, taylor_importance
+from sslcourse.compress import distillation, onnx_files, pruning, serving_routes
+from sslcourse.data import labelled
+from sslcourse.measure import intervals, timing
+from sslcourse.studies import lesson_encoder
+from sslcourse.tasks import encoding, scores, task_heads
+from sslcourse.tasks.fitting import Settings, fit, predict
+from sslcourse.train.recipe import Recipe
+from sslcourse.compress.distillation import distilled
+from sslcourse.compress.pruning import Gradual, Hold, Movement, magnitude_masks, n_of_m_mask, prunable
+from sslcourse.compress.removal import lowest
+from sslcourse.compress.pruning import random_masks
+from sslcourse.compress.removal import remove_columns, remove_heads, remove_layers, taylor_importance
 from coursekit import Choice, Slider, check, live_picture, plots
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support")  # beta, says torch; we only time it
@@ -73,7 +80,7 @@ folder = Path(scratch.name)
 
 # %%
 which = lesson.choose(quick={"steps": 40, "recipe": Recipe(batch_size=8), "every": 8}, full={})
-run = pretrained.load(**which, progress=lesson.live)
+run = lesson_encoder.load(**which, progress=lesson.live)
 tokenizer, body = run.tokenizer, run.model.model
 TAGS = ["O", "B-PER", "I-PER"]
 names = labelled.person_names()
@@ -82,7 +89,7 @@ test_rows = names["test"][: lesson.choose(quick=30, full=None)]
 
 
 def encode_names(rows):
-    return finetuning.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
+    return encoding.encode_tags(tokenizer, [row.words for row in rows], [row.tags for row in rows], TAGS)
 
 
 labelled_rows = {seed: random.Random(seed).sample(names["train"], COUNT) for seed in SEEDS}
@@ -109,12 +116,12 @@ def train(model, seed, steps=RECOVER, rows=None, **hooks):
 
 def fresh(seed):
     torch.manual_seed(seed)
-    return finetuning.TokenClassifier(copy.deepcopy(body), len(TAGS))
+    return task_heads.TokenClassifier(copy.deepcopy(body), len(TAGS))
 
 
 teachers = {seed: train(fresh(seed), seed, STEPS) for seed in SEEDS}
 dense = [score(teachers[seed]) for seed in SEEDS]
-print("teacher, token F1:", scores.interval(dense))
+print("teacher, token F1:", intervals.interval(dense))
 
 # %% [markdown]
 # Three baselines, before anything is cut. A **memory of words** needs no network: each word gets the tag that it had
@@ -133,10 +140,10 @@ def memory(seed):
     return [[most.get(word, "O") for word in row.words] for row in test_rows]
 
 
-dumb = scores.interval([token_f1(memory(seed)) for seed in SEEDS])
+dumb = intervals.interval([token_f1(memory(seed)) for seed in SEEDS])
 longer = [score(train(teachers[seed], seed)) for seed in SEEDS]
 print("memory of words:      ", dumb)
-print("teacher, trained on:  ", scores.interval(longer))
+print("teacher, trained on:  ", intervals.interval(longer))
 
 weights = prunable(teachers[0])
 in_layers, in_all = sum(w.numel() for w in weights.values()), sum(w.numel() for w in teachers[0].parameters())
@@ -351,13 +358,13 @@ for seed in SEEDS:
 WAYS = ("by size", "by lot", "gradually, by size", "by movement")
 figure, axis = plt.subplots(figsize=(8, 4.5))
 for way, marker in zip(WAYS, "osD^"):
-    points = [scores.interval(f1[way, sparsity]) for sparsity in SPARSITIES]
+    points = [intervals.interval(f1[way, sparsity]) for sparsity in SPARSITIES]
     reach = [[max(p.mean - p.low, 0) for p in points], [p.high - p.mean for p in points]]
     axis.errorbar([100 * one for one in SPARSITIES], [p.mean for p in points], yerr=reach, fmt=f"-{marker}", capsize=3,
                   label=way)  # fmt: skip
-cut = [scores.interval(right_after["by size", sparsity]).mean for sparsity in SPARSITIES]
+cut = [intervals.interval(right_after["by size", sparsity]).mean for sparsity in SPARSITIES]
 axis.plot([100 * one for one in SPARSITIES], cut, ":o", color=plots.COLOURS[0], label="by size, before recovery")
-axis.axhline(scores.interval(dense).mean, color="black", linewidth=1, label="teacher")
+axis.axhline(intervals.interval(dense).mean, color="black", linewidth=1, label="teacher")
 axis.axhline(dumb.mean, color="black", linewidth=1, linestyle="--", label="memory of words")
 axis.set(xlabel="weights of the layers that are zero (%)", ylabel="token F1 on the test countries", ylim=(0, 1))
 axis.legend(fontsize=9, loc="lower left")
@@ -370,14 +377,14 @@ plots.show(
 # %%
 for sparsity in SPARSITIES:
     for way in WAYS:
-        recovered = scores.interval(f1[way, sparsity])
-        cut = f"before recovery {scores.interval(right_after[way, sparsity]).mean:.3f}" if way in WAYS[:2] else ""
+        recovered = intervals.interval(f1[way, sparsity])
+        cut = f"before recovery {intervals.interval(right_after[way, sparsity]).mean:.3f}" if way in WAYS[:2] else ""
         print(f"{sparsity:4.0%} zeros {way:20s} {recovered}  {cut}")
 
 
 def paired(a, b):
     """Interval of the difference, seed by seed."""
-    return scores.interval([one - other for one, other in zip(a, b, strict=True)])
+    return intervals.interval([one - other for one, other in zip(a, b, strict=True)])
 
 
 def verdict(gain):
@@ -390,12 +397,12 @@ for sparsity, gain in moves.items():
 
 # %%
 if full:
-    mean_of = {key: scores.interval(values).mean for key, values in f1.items()}
-    lesson.record("prune-teacher", scores.interval(dense).mean)
-    lesson.record("prune-longer", scores.interval(longer).mean)
+    mean_of = {key: intervals.interval(values).mean for key, values in f1.items()}
+    lesson.record("prune-teacher", intervals.interval(dense).mean)
+    lesson.record("prune-longer", intervals.interval(longer).mean)
     lesson.record("prune-memory", dumb.mean)
     lesson.record("prune-size-50", mean_of["by size", 0.5])
-    lesson.record("prune-size-80-before", scores.interval(right_after["by size", 0.8]).mean)
+    lesson.record("prune-size-80-before", intervals.interval(right_after["by size", 0.8]).mean)
     lesson.record("prune-size-80", mean_of["by size", 0.8])
     lesson.record("prune-lot-50", mean_of["by lot", 0.5])
     lesson.record("prune-lot-80", mean_of["by lot", 0.8])
@@ -489,7 +496,7 @@ for seed in SEEDS:
     f1["2 of 4"].append(score(two_four[seed]))
     right_after["2 of 4"].append(before)
 price = paired(f1["2 of 4"], f1["by size", 0.5])
-print(f"2 of 4: {scores.interval(right_after['2 of 4']).mean:.3f}, recovered {scores.interval(f1['2 of 4'])}")
+print(f"2 of 4: {intervals.interval(right_after['2 of 4']).mean:.3f}, recovered {intervals.interval(f1['2 of 4'])}")
 print(f"less half of the weights anywhere: {price}: {verdict(price)}")
 if full:
     lesson.record("two-four-energy", 100 * energies["2 of 4"])
@@ -564,8 +571,8 @@ for shape, (outputs, inputs) in SHAPES.items():
         calls["CSR", share] = lambda rows=rows, upright=upright: rows @ upright
         product = F.linear(x, holes)
         gap = max(gap, float(((rows @ upright).T - product).abs().max()) / float(F.linear(x, matrix).abs().max()))
-    times = latency.side_by_side(calls, rounds=lesson.choose(quick=3, full=11))
-    speed[shape] = {key: latency.ratio(times["dense"], seconds) for key, seconds in times.items()}
+    times = timing.side_by_side(calls, rounds=lesson.choose(quick=3, full=11))
+    speed[shape] = {key: timing.ratio(times["dense"], seconds) for key, seconds in times.items()}
 torch.set_num_threads(THREADS)
 lesson.record("csr-difference", gap)
 
@@ -632,9 +639,9 @@ tokens = torch.randn(TOKENS, WHOLE.shape[1], generator=torch.Generator().manual_
 smaller = {share: WHOLE[: round((1 - share) * len(WHOLE))].clone() for share in SHARES}
 calls = {share: lambda matrix=matrix: F.linear(tokens, matrix) for share, matrix in smaller.items()}
 torch.set_num_threads(1)
-times = latency.side_by_side(calls, rounds=lesson.choose(quick=3, full=11))
+times = timing.side_by_side(calls, rounds=lesson.choose(quick=3, full=11))
 torch.set_num_threads(THREADS)
-without_rows = {share: latency.ratio(times[0.0], seconds).median for share, seconds in times.items()}
+without_rows = {share: timing.ratio(times[0.0], seconds).median for share, seconds in times.items()}
 print("rows left out:", ", ".join(f"{share:.0%}: {ratio:.1f} times as fast" for share, ratio in without_rows.items()))
 
 # %% [markdown]
@@ -737,7 +744,7 @@ live_picture(
 # MLP, by hand:
 
 # %%
-batch = finetuning.collate(examples[0][:32], tokenizer.pad_token_id)
+batch = encoding.collate(examples[0][:32], tokenizer.pad_token_id)
 seen = {}
 model = teachers[0]
 handle = model.body.layers[1].mlp.Wo.register_forward_pre_hook(lambda module, inputs: seen.update(a=inputs[0]))
@@ -860,7 +867,7 @@ for name, of_seeds in parts.items():
         right_after[name].append(score(cut))
         parts[name][seed] = train(cut, seed)
         f1[name].append(score(parts[name][seed]))
-    print(f"{name:24s} {scores.interval(right_after[name]).mean:.3f}, recovered {scores.interval(f1[name])}")
+    print(f"{name:24s} {intervals.interval(right_after[name]).mean:.3f}, recovered {intervals.interval(f1[name])}")
 
 # %%
 by_importance = paired(right_after["columns by importance"], right_after["columns by lot"])
@@ -870,11 +877,11 @@ print(f"columns, importance less lot: {by_importance} before recovery ({verdict(
 if full:
     for short, name in (("columns", "columns by importance"), ("lot", "columns by lot"),
                         ("best", "columns, the best ones"), ("heads", "one head of two")):  # fmt: skip
-        lesson.record(f"cut-{short}-before", scores.interval(right_after[name]).mean)
-        lesson.record(f"cut-{short}", scores.interval(f1[name]).mean)
+        lesson.record(f"cut-{short}-before", intervals.interval(right_after[name]).mean)
+        lesson.record(f"cut-{short}", intervals.interval(f1[name]).mean)
     for layer in (0, 2):
-        lesson.record(f"cut-layer-{layer}-before", scores.interval(right_after[f"without layer {layer}"]).mean)
-        lesson.record(f"cut-layer-{layer}", scores.interval(f1[f"without layer {layer}"]).mean)
+        lesson.record(f"cut-layer-{layer}-before", intervals.interval(right_after[f"without layer {layer}"]).mean)
+        lesson.record(f"cut-layer-{layer}", intervals.interval(f1[f"without layer {layer}"]).mean)
 
 # %% [markdown]
 # In the stored run, right after the cut and after recovery:
@@ -912,14 +919,14 @@ print(f"{type(stock).__module__}: {stock.config.num_hidden_layers} layers of {st
 # trains; saving it would give a file that opens as something else. So it refuses:
 
 # %% tags=["nbval-check-output"]
-from sslcourse.encoder import EncoderConfig, EncoderForMaskedLM
-from sslcourse.lora import add_lora
+from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM
+from sslcourse.models.lora import add_lora
 
 torch.manual_seed(0)
 plain = EncoderForMaskedLM(EncoderConfig())
-task = finetuning.TokenClassifier(plain.model, 3)
-other = finetuning.TokenClassifier(copy.deepcopy(plain.model), 4)
-tiny_batch = finetuning.collate([{"input_ids": [5, 6, 7], "labels": [0, 1, 2]}], 0)
+task = task_heads.TokenClassifier(plain.model, 3)
+other = task_heads.TokenClassifier(copy.deepcopy(plain.model), 4)
+tiny_batch = encoding.collate([{"input_ids": [5, 6, 7], "labels": [0, 1, 2]}], 0)
 attempts = {
     "saving a model without a head": lambda: remove_heads(plain, {1: [0]}).save_pretrained(folder / "no"),
     "saving uneven columns": lambda: remove_columns(plain, {1: [0]}).save_pretrained(folder / "no"),
@@ -958,7 +965,7 @@ torch.manual_seed(0)
 z, t = torch.randn(50, 3, dtype=torch.float64, requires_grad=True), torch.randn(50, 3, dtype=torch.float64)
 everywhere, error = torch.ones(50, dtype=torch.bool), 0.0
 for T in (1.0, 2.0, 4.0, 8.0, 16.0):
-    found = torch.autograd.grad(pruning.distillation_loss(z, t, everywhere, T), z)[0]
+    found = torch.autograd.grad(distillation.distillation_loss(z, t, everywhere, T), z)[0]
     derived = T * ((z / T).softmax(-1) - (t / T).softmax(-1)).detach() / len(z)
     error = max(error, float((found - derived).abs().max()))
     length = float(found.norm())
@@ -1019,14 +1026,14 @@ for seed in SEEDS:
 # %%
 gains = {}
 for (layers, name), of_seeds in students.items():
-    line = f"{layers} layer(s), {name:25s} {scores.interval(f1[layers, name])}"
+    line = f"{layers} layer(s), {name:25s} {intervals.interval(f1[layers, name])}"
     if name != "no teacher":
         gains[layers, name] = paired(f1[layers, name], f1[layers, "no teacher"])
         line += f"   gain {gains[layers, name]}: {verdict(gains[layers, name])}"
     print(line)
 if full:
     for layers in (2, 1):
-        lesson.record(f"student-{layers}", scores.interval(f1[layers, "no teacher"]).mean)
+        lesson.record(f"student-{layers}", intervals.interval(f1[layers, "no teacher"]).mean)
         lesson.record(f"student-{layers}-teacher", gains[layers, "teacher"].mean)
         lesson.record(f"student-{layers}-unlabelled", gains[layers, "teacher, unlabelled text"].mean)
     lesson.record("distillation-helps", sum(gain.low > 0 for gain in gains.values()))
@@ -1089,8 +1096,8 @@ def graph_of(model, path):
     shapes = tuple(weight.shape for weight in model.parameters())
     if shapes in exported:
         source, old = exported[shapes]
-        return quantization.refilled_onnx(source, path, old, model)
-    exported[shapes] = quantization.export_onnx(model, path, fixed), model
+        return onnx_files.refilled_onnx(source, path, old, model)
+    exported[shapes] = onnx_files.export_onnx(model, path, fixed), model
     return path
 
 
@@ -1101,13 +1108,13 @@ for name, (models, kind) in CONTENDERS.items():
             continue
         path = graph_of(models[seed], folder / f"{len(points)}-{seed}.onnx")
         if seed == 0:
-            graphs[name] = quantization.OnnxModel(path, threads=1)
+            graphs[name] = onnx_files.OnnxModel(path, threads=1)
             with torch.no_grad():
                 engine_gap = max(engine_gap, float((graphs[name](**fixed) - models[seed](**fixed).logits).abs().max()))
         if name in IN_INT8:
-            graph = quantization.OnnxModel(quantization.int8_onnx(path, path.with_suffix(".int8.onnx")), threads=1)
+            graph = onnx_files.OnnxModel(onnx_files.int8_onnx(path, path.with_suffix(".int8.onnx")), threads=1)
             graphs.setdefault(f"{name}, int8", graph)
-            points[f"{name}, int8"].append(score(quantization.served(models[seed], graph)))
+            points[f"{name}, int8"].append(score(serving_routes.served(models[seed], graph)))
 lesson.record("engine-difference", engine_gap)
 print(f"{len(graphs)} points; ONNX Runtime's fp32 differs from torch's by {engine_gap:.1g} at most")
 
@@ -1116,16 +1123,16 @@ calls = {name: lambda graph=graph: graph(**fixed) for name, graph in graphs.item
 torch.set_num_threads(1)
 with torch.inference_mode():
     calls["torch, dense"] = lambda: teachers[0](**fixed)
-    times = latency.side_by_side(calls, rounds=lesson.choose(quick=3, full=13))
+    times = timing.side_by_side(calls, rounds=lesson.choose(quick=3, full=13))
 torch.set_num_threads(THREADS)
-milliseconds = {name: 1e3 * latency.summary(seconds).p50 for name, seconds in times.items()}
-faster = {name: latency.ratio(times["dense"], seconds) for name, seconds in times.items()}
-mean = {name: scores.interval(values) for name, values in points.items()}
+milliseconds = {name: 1e3 * timing.summary(seconds).p50 for name, seconds in times.items()}
+faster = {name: timing.ratio(times["dense"], seconds) for name, seconds in times.items()}
+mean = {name: intervals.interval(values) for name, values in points.items()}
 
 
 def beats(one, other):
     """Better or as good by its mean, and 5 % faster or more; or better, and as fast to within 5 %."""
-    ratio = latency.ratio(times[other], times[one]).median
+    ratio = timing.ratio(times[other], times[one]).median
     better = mean[one].mean - mean[other].mean
     return (ratio > 1.05 and better >= 0) or (ratio > 0.95 and better > 0)
 

@@ -1,0 +1,1 @@
+"""What goes in: the corpus, labelled tasks, tokenizer, files of text and of tokens, packing."""
