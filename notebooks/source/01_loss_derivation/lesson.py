@@ -42,10 +42,9 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from sslcourse.objectives import entropy_floor
-from sslcourse.objectives import masked_lm
-from sslcourse.train import update_rules
+from sslcourse.objectives import entropy_floor, masked_lm
 from sslcourse.objectives.masking import mask_tokens
+from sslcourse.train import update_rules
 from coursekit import Slider, check, live_picture, plots
 
 torch.set_num_threads(1)  # the matrices of this lesson are too small to be worth sharing between cores

@@ -49,10 +49,8 @@ import matplotlib.pyplot as plt
 import torch
 from torch.utils.data import Dataset
 
-from sslcourse.data import packing
+from sslcourse.data import corpus, packing, tokenizer as wordpiece
 from sslcourse.objectives import masking
-from sslcourse.data import tokenizer as wordpiece
-from sslcourse.data import corpus
 from coursekit import Slider, Text, check, live_picture, plots
 from sslcourse.studies import pictures
 
@@ -368,8 +366,8 @@ print(tokenizer.decode(inputs))
 print("scored:", {i: tokenizer.convert_ids_to_tokens(label) for i, label in enumerate(labels) if label != -100})
 
 # %% [markdown]
-# The package does this for a whole batch at once, without a loop: `sslcourse.objectives.masking.mask_tokens`. The two draw
-# different random numbers, so they cannot be equal. **Their distributions can.** Every position ends in one of four
+# The package does this for a whole batch at once, without a loop: `masking.mask_tokens` of `sslcourse`. The two
+# draw different random numbers, so they cannot be equal. **Their distributions can.** Every position ends in one of four
 # classes, and we know each class's probability $p_k$. Pearson's statistic says how far counts $n_k$ are from it:
 #
 # $$ \chi^2 = \sum_k \frac{(n_k - N p_k)^2}{N p_k}, \qquad

@@ -47,9 +47,9 @@ import torch
 import torch.nn.functional as F
 
 from sslcourse.data import corpus, tokenizer as wordpiece
+from sslcourse.data.ignored import IGNORE
 from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM
 from sslcourse.objectives.masked_lm import bits_per_byte, perplexity
-from sslcourse.data.ignored import IGNORE
 from sslcourse.objectives.masking import MaskedLMDataset
 from sslcourse.train.loop import pretrain
 from sslcourse.train.recipe import Recipe

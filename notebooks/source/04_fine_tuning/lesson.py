@@ -52,10 +52,10 @@ import torch.nn.functional as F
 
 from sslcourse.data import labelled
 from sslcourse.measure import intervals
+from sslcourse.models.lora import LoRALinear, add_lora, merge_lora
 from sslcourse.studies import lesson_encoder
 from sslcourse.tasks import encoding, fitting, pretrained_bodies, scores, task_heads
 from sslcourse.tasks.fitting import Settings, fit, predict
-from sslcourse.models.lora import LoRALinear, add_lora, merge_lora
 from sslcourse.train.recipe import Recipe
 from coursekit import Slider, Text, check, live_picture, plots
 
@@ -74,8 +74,8 @@ STYLE = {  # one look for each contender, in every figure
 # %% [markdown]
 # ## The encoder, and its twin that has read nothing
 #
-# `lesson_encoder.load` opens the encoder that lesson @mlm_pretraining trains. If it is not in `data/cache` yet, it is made
-# from its recipe, which takes a few minutes once.
+# `lesson_encoder.load` opens the encoder that lesson @mlm_pretraining trains. If it is not in `data/cache` yet, it is
+# made from its recipe, which takes a few minutes once.
 #
 # Beside it stands its *twin*: the same network from random weights. Every result in this lesson is shown for both,
 # trained on the same labels for the same number of steps. Without the twin, a good score would prove that the task is

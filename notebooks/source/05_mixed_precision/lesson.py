@@ -48,13 +48,13 @@ import torch.nn.functional as F
 import transformers
 
 from sslcourse.data import corpus, tokenizer as wordpiece
+from sslcourse.data.ignored import IGNORE
 from sslcourse.measure import hardware, intervals, memory_use, operation_counts, timing
 from sslcourse.models import number_formats
+from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM, filled_up
+from sslcourse.models.number_formats import FORMATS, round_to
 from sslcourse.studies import lesson_encoder
 from sslcourse.train import bf16_optimizer, mixed_precision, step_costs
-from sslcourse.models.encoder import EncoderConfig, EncoderForMaskedLM, filled_up
-from sslcourse.data.ignored import IGNORE
-from sslcourse.models.number_formats import FORMATS, round_to
 from sslcourse.train.loss_scaling import LossScaler
 from sslcourse.train.mixed_precision import Session
 from sslcourse.train.recipe import Recipe

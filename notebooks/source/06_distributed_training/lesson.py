@@ -49,10 +49,10 @@ from safetensors.torch import load_file
 from sslcourse.data import corpus, token_files, tokenizer
 from sslcourse.measure import hardware
 from sslcourse.studies import pipeline_timetable, scaling
-from sslcourse.train import across_ranks, token_rows
-from sslcourse.train.start_processes import RankFailed, torchrun
-from sslcourse.train.recipe import Recipe
 from sslcourse.studies.scaling import Job, Machine, Network
+from sslcourse.train import across_ranks, token_rows
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.start_processes import RankFailed, torchrun
 from coursekit import Slider, check, live_picture, plots
 
 full = lesson.profile != "quick"
@@ -570,8 +570,8 @@ plots.show(
 #
 # When even one layer is too large, or too slow, it is cut. **Tensor parallel**: each rank has some of the attention's
 # heads and some of the MLP's columns, computes its part of the output; one sum closes the attention and one the MLP,
-# and as many go back. With four sums in *every* layer it stays within a machine. `sslcourse/studies/tensor_parallel.py` does it by
-# hand; here beside the whole layer, the output and every gradient:
+# and as many go back. With four sums in *every* layer it stays within a machine. `sslcourse/studies/tensor_parallel.py`
+# does it by hand; here beside the whole layer, the output and every gradient:
 
 # %%
 for world, found in equal.items():
@@ -694,9 +694,9 @@ assert started["by the file"] == 2
 #
 # ### From a notebook
 #
-# From a notebook we use `start_processes.torchrun`, which adds a time limit, ordered output and the right error. What is the
-# right error? When rank 1 fails, rank 0 fails too, a moment later, with "connection closed by peer". That is the line
-# one sees first, and it says nothing.
+# From a notebook we use `start_processes.torchrun`, which adds a time limit, ordered output and the right error. What is
+# the right error? When rank 1 fails, rank 0 fails too, a moment later, with "connection closed by peer". That is the
+# line one sees first, and it says nothing.
 
 # %%
 script = folder / "fails.py"
@@ -759,8 +759,8 @@ script.write_text(textwrap.dedent("""
                 if step == dies_at and first_start and ranks.rank == ranks.world - 1:
                     os._exit(9)  # as if the machine had lost power: no exception, no goodbye
 
-            run = loop_across_ranks.pretrain(texts[:70], texts[70:], recipe, ranks=ranks, out=out, steps=steps, strategy=strategy,
-                                   evaluations=4, on_step=on_step)
+            run = loop_across_ranks.pretrain(texts[:70], texts[70:], recipe, ranks=ranks, out=out, steps=steps,
+                                             strategy=strategy, evaluations=4, on_step=on_step)
             if ranks.first:
                 print("ended after start number", 1 + int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
                       "which began with step", seen[0])
@@ -987,8 +987,8 @@ live_picture(
 # (`model.register_comm_hook(None, bf16_compress_hook)`). **PowerSGD** sends two thin factors of each gradient matrix
 # (of a matrix of $1{,}000 \times 500$ numbers one of $1{,}000 \times 4$ and one of $4 \times 500$),
 # and adds what was lost to the next step's gradient. `thin` is one round of it, written out in
-# `sslcourse/studies/rank_proofs.py`. Measured between real ranks: the bytes, the first gradient, and the loss on one batch after
-# sixty steps.
+# `sslcourse/studies/rank_proofs.py`. Measured between real ranks: the bytes, the first gradient, and the loss on one
+# batch after sixty steps.
 
 # %%
 print(f"{'':12s}{'bytes':>8s}{'first gradient off by':>24s}{'loss after 60 steps':>22s}")

@@ -53,20 +53,19 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from sslcourse.compress import activation_ranges, fake_quantization, int8_copies, integers, onnx_files, serving_routes
-from sslcourse.data import corpus, labelled
-from sslcourse.measure import hardware, intervals, timing
-from sslcourse.studies import lesson_encoder
-from sslcourse.tasks import encoding, fitting, scores, task_heads
-from sslcourse.data import tokenizer as wordpiece
-from sslcourse.data.ignored import IGNORE
-from sslcourse.train.optimizers import make_optimizer
-from sslcourse.train.recipe import Recipe
-from sslcourse.train.step import evaluate, learning_rate, train_step
-from sslcourse.train.token_rows import Tape, held_out_rows
 from sslcourse.compress.int8_copies import fake_copy, int8_copy, sqnr
 from sslcourse.compress.int8_layers import Int8Linear
 from sslcourse.compress.integers import quantize
 from sslcourse.compress.onnx_files import OnnxModel
+from sslcourse.data import corpus, labelled, tokenizer as wordpiece
+from sslcourse.data.ignored import IGNORE
+from sslcourse.measure import hardware, intervals, timing
+from sslcourse.studies import lesson_encoder
+from sslcourse.tasks import encoding, fitting, scores, task_heads
+from sslcourse.train.optimizers import make_optimizer
+from sslcourse.train.recipe import Recipe
+from sslcourse.train.step import evaluate, learning_rate, train_step
+from sslcourse.train.token_rows import Tape, held_out_rows
 from coursekit import Choice, Slider, check, live_picture, plots
 
 full = lesson.profile != "quick"

@@ -47,13 +47,13 @@ import torch
 
 from sslcourse.data import corpus
 from sslcourse.measure import hardware, intervals, timing
-from sslcourse.studies import ladder
 from sslcourse.models.encoder import EncoderForMaskedLM
+from sslcourse.models.initial_weights import look_at_neighbours, neighbour_counts, token_vectors
+from sslcourse.studies import ladder
 from sslcourse.studies.ladder import LADDER, Text, climb
 from sslcourse.train.recipe import Recipe
 from sslcourse.train.step import learning_rate
 from sslcourse.train.token_rows import Tape
-from sslcourse.models.initial_weights import look_at_neighbours, neighbour_counts, token_vectors
 from coursekit import Choice, Slider, check, live_picture, plots
 
 full = lesson.profile != "quick"

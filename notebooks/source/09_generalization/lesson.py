@@ -46,11 +46,10 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import torch
 
-from sslcourse.data import corpus, labelled, python_docs
+from sslcourse.data import corpus, labelled, python_docs, tokenizer as wordpiece
 from sslcourse.measure import intervals
 from sslcourse.studies import lesson_encoder
 from sslcourse.tasks import encoding, fitting, look_inside, pretrained_bodies, robustness, scores, task_heads
-from sslcourse.data import tokenizer as wordpiece
 from sslcourse.tasks.fitting import Settings, fit, predict
 from sslcourse.tasks.robustness import (
     KeepBest, WeightAverage, adversarial, augmented, drop_spans, drop_tokens, replace_tokens,

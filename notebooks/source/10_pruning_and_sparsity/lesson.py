@@ -51,17 +51,15 @@ from torch.nn.utils import prune
 from transformers import AutoModelForMaskedLM
 
 from sslcourse.compress import distillation, onnx_files, pruning, serving_routes
+from sslcourse.compress.distillation import distilled
+from sslcourse.compress.pruning import Gradual, Hold, Movement, magnitude_masks, n_of_m_mask, prunable, random_masks
+from sslcourse.compress.removal import lowest, remove_columns, remove_heads, remove_layers, taylor_importance
 from sslcourse.data import labelled
 from sslcourse.measure import intervals, timing
 from sslcourse.studies import lesson_encoder
 from sslcourse.tasks import encoding, scores, task_heads
 from sslcourse.tasks.fitting import Settings, fit, predict
 from sslcourse.train.recipe import Recipe
-from sslcourse.compress.distillation import distilled
-from sslcourse.compress.pruning import Gradual, Hold, Movement, magnitude_masks, n_of_m_mask, prunable
-from sslcourse.compress.removal import lowest
-from sslcourse.compress.pruning import random_masks
-from sslcourse.compress.removal import remove_columns, remove_heads, remove_layers, taylor_importance
 from coursekit import Choice, Slider, check, live_picture, plots
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support")  # beta, says torch; we only time it
