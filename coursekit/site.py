@@ -322,8 +322,8 @@ _API_SAYS = (
     "Read it from the ground up. Shapes stand in the signatures: "
     '`Float[Tensor, "rows columns"]` is a tensor of floats with two axes of these names.'
 )
-# Commands: nobody imports those.
-_NO_API = re.compile(r"\w+(\.__main__|\.commands(\..*)?|\.\w*cli)?")
+# A package as a whole, and what only a command line calls: nobody imports those.
+_NO_API = re.compile(r"\w+(\.__main__)?|coursekit\.commands")
 
 
 def api_pages(root: Path) -> dict[str, str]:

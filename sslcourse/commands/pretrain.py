@@ -17,12 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sslcourse.data.text_files import (
-    WHAT,
-    Documents,
-    UsageError,
-    split,
-)
+from sslcourse.data.text_files import WHAT, Documents, UsageError, split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

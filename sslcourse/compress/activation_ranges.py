@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sslcourse.compress.int8_copies import (
-    _leaves,
-)
+from sslcourse.compress.int8_copies import _leaves
 
 if TYPE_CHECKING:
     from jaxtyping import Float

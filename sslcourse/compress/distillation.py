@@ -16,9 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslcourse.compress.pruning import (
-    check_share,
-)
+from sslcourse.compress.pruning import check_share
 from sslcourse.data.ignored import IGNORE
 from sslcourse.tasks.encoding import Batch
 from sslcourse.tasks.task_heads import SpanPredictor, TaskModel

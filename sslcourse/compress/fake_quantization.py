@@ -11,11 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslcourse.compress.integers import (
-    _grouped,
-    grid,
-    limits,
-)
+from sslcourse.compress.integers import _grouped, grid, limits
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

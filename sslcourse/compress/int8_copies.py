@@ -20,10 +20,7 @@ from torch import Tensor, nn
 
 from sslcourse.compress.fake_quantization import FakeLinear
 from sslcourse.compress.int8_layers import Int8Embedding, Int8Linear
-from sslcourse.compress.integers import (
-    _grouped,
-    limits,
-)
+from sslcourse.compress.integers import _grouped, limits
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sslcourse.compress.integers import (
-    Quantized,
-    grid,
-    int_product,
-    on_grid,
-    quantize,
-)
+from sslcourse.compress.integers import Quantized, grid, int_product, on_grid, quantize
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, Int32

@@ -25,9 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from sslcourse.compress.activation_ranges import check_calibration
-from sslcourse.compress.int8_copies import (
-    quantizable,
-)
+from sslcourse.compress.int8_copies import quantizable
 
 if TYPE_CHECKING:
     from jaxtyping import Int

@@ -17,18 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
-from sslcourse.compress.int8_copies import (
-    disk_bytes,
-    int8_copy,
-    memory_bytes,
-    torchao_copy,
-)
-from sslcourse.compress.onnx_files import (
-    OnnxModel,
-    export_onnx,
-    int8_onnx,
-    static_int8_onnx,
-)
+from sslcourse.compress.int8_copies import disk_bytes, int8_copy, memory_bytes, torchao_copy
+from sslcourse.compress.onnx_files import OnnxModel, export_onnx, int8_onnx, static_int8_onnx
 from sslcourse.data.ignored import IGNORE
 
 

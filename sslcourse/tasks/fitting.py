@@ -20,15 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sslcourse.data.ignored import IGNORE
-from sslcourse.tasks.encoding import (
-    Batch,
-    Example,
-    collate,
-)
-from sslcourse.tasks.task_heads import (
-    TaskModel,
-    TokenClassifier,
-)
+from sslcourse.tasks.encoding import Batch, Example, collate
+from sslcourse.tasks.task_heads import TaskModel, TokenClassifier
 from sslcourse.train.loop import Diverged
 from sslcourse.train.recipe import Recipe
 from sslcourse.train.step import autocast, learning_rate

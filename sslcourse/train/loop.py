@@ -43,12 +43,7 @@ from sslcourse.train.checkpoint import DONE, Store
 from sslcourse.train.optimizers import make_optimizer
 from sslcourse.train.recipe import Recipe
 from sslcourse.train.state import Snapshot, State
-from sslcourse.train.step import (
-    Evaluation,
-    evaluate,
-    learning_rate,
-    train_step,
-)
+from sslcourse.train.step import Evaluation, evaluate, learning_rate, train_step
 from sslcourse.train.token_rows import MaskedRows, Tape, TapeOnDisk, held_out_rows
 
 if TYPE_CHECKING:

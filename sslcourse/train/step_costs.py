@@ -15,10 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from sslcourse.models.encoder import WRITTEN_OUT, EncoderConfig, EncoderForMaskedLM, filled_up
-from sslcourse.train.mixed_precision import (
-    PRECISIONS,
-    check_precision,
-)
+from sslcourse.train.mixed_precision import PRECISIONS, check_precision
 
 
 def parameter_count(config: EncoderConfig) -> int:
