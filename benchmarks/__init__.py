@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from coursekit import seals
 from sslcourse.commands.library_warnings import hush
 
 hush()  # here, because every benchmark imports this package before it imports transformers
@@ -40,7 +41,7 @@ def store(name: str, command: str, figures: dict[str, Any], folder: Path | None 
     """Write ``<name>.json``: the figures, and where, when and by which command they were measured.
 
     Args:
-        folder: by default ``data/measured``.
+        folder: by default ``data/measured``, where its hash is kept, too: an edit of it turns the gate red.
     """
     import torch
     import transformers
@@ -57,4 +58,6 @@ def store(name: str, command: str, figures: dict[str, Any], folder: Path | None 
     out = (folder or MEASURED) / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(figures | origin, indent=1) + "\n", encoding="utf-8")
+    if folder is None:
+        seals.seal(out)
     print(f"written: {out.name}")

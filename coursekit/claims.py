@@ -8,7 +8,8 @@ An *exact* claim (a count, an error bound, FLOPs) holds on every machine, and a 
 which is said and never raised. Prose prints the ledger's values: ``{{claim-id}}``.
 
 The ledger carries a hash of each definition that the run reached (``coursekit.stale``). Comments, docstrings and prose
-do not count, so that mending a sentence does not ask for a new run; any change of what the lesson runs does.
+do not count, so that mending a sentence does not ask for a new run; any change of what the lesson runs does. It carries
+hashes of the outputs and of itself, too (``coursekit.seals``): no number is changed but by a run.
 
 What this module does not do: compute anything. Lessons do, through ``Lesson.record``.
 """
@@ -26,7 +27,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from coursekit import course, source, stale
+from coursekit import course, seals, source, stale
 
 PROFILES = ("quick", "full", "gpu")
 KINDS = ("exact", "measured")
@@ -221,14 +222,21 @@ class Ledger:
     minutes: float = 0.0
     peak_memory_mb: float = 0.0
     refused: list[str] = field(default_factory=list)  # hosts that the offline guard refused
+    outputs: list[str] = field(default_factory=list)  # hash of what each code cell of the notebook has left behind
+    seal: str = ""  # hash of all the rest
 
     def write(self, path: Path) -> None:
+        self.seal = self.sealed()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Ledger | None:
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def sealed(self) -> str:
+        """What ``seal`` must be."""
+        return seals.of(asdict(self) | {"seal": ""})
 
     def where(self) -> str:
         """Machine and date in one line."""
@@ -367,6 +375,9 @@ def _problems(root: Path, lesson: str) -> list[str]:
     remedy = f"run `{course.command(root)} notebooks {course.name(lesson)}`"
     if ledger is None:
         return [*found, f"{lesson}: no stored run: {remedy}"]
+    if ledger.seal != ledger.sealed():
+        found.append(f"{lesson}: ledger.json was edited since the run of {ledger.date} that wrote it: restore it, or "
+                     + remedy)  # fmt: skip
     if ledger.profile != "full":
         found.append(f"{lesson}: the stored run is of profile {ledger.profile!r}, not full: {remedy}")
     if changes := stale.why(ledger.definitions, definitions(root, lesson)):

@@ -3,6 +3,7 @@
     lint     a source that lacks a part of a lesson's anatomy, types a measured number by hand, or names no lesson
     drift    a committed notebook that differs from what its source and the ledger make now, or stores what it must not
     claims   stored runs that are stale or out of bounds (``claims.problems``)
+    seals    a measured figure that was edited (``seals.broken``); one in an output is told with drift
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
-from coursekit import build, claims, course, quiz, source
+from coursekit import build, claims, course, quiz, seals, source, stale
 from coursekit.build import code_cells
 from coursekit.source import CHECK, HEADER, SOLUTION, Source
 
@@ -28,7 +29,8 @@ def problems(root: Path, only: Iterable[str] | None = None) -> list[str]:
         source.numbers(root)
     except ValueError as error:  # nothing can be built while two have one name
         return [str(error)]
-    return lint(root, chosen) + drift(root, chosen) + claims.problems(root, chosen)
+    measured = list(seals.broken(root / stale.MEASURED))
+    return lint(root, chosen) + drift(root, chosen) + claims.problems(root, chosen) + measured
 
 
 # -- the gate on committed notebooks -----------------------------------------------------------------------------------
@@ -61,6 +63,7 @@ def _drift(root: Path, lesson: str) -> list[str]:
     lines = [f"{line}: run `{course.command(root)} build {course.name(lesson)}`" for line in differences]
     lines += stains(found)
     lines += [f"{line}: {remedy}" for line in missing_outputs(found)]
+    lines += [f"{line}: restore it, or {remedy}" for line in edited_outputs(found, claims.stored(root, lesson))]
     return [f"{name}: {line}" for line in lines]
 
 
@@ -114,6 +117,18 @@ def missing_outputs(notebook: NotebookNode) -> list[str]:
         elif not text and ("nbval-check-output" in tags or cell.source.rstrip().endswith("lesson.claims()")):
             found.append(f"{place} stores no output")
     return found
+
+
+def edited_outputs(notebook: NotebookNode, ledger: claims.Ledger | None) -> list[str]:
+    """Cells whose outputs are not those that the stored run has left; without a stored run there is nothing to tell."""
+    cells = [(index, cell) for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    if ledger is None:
+        return []
+    if len(ledger.outputs) != len(cells):
+        return [f"it has {len(cells)} code cells, the stored run has hashes of the outputs of {len(ledger.outputs)}"]
+    return [f"cell {index} ({_head(cell.source)}): its output is not that of the stored run of {ledger.date}"
+            for (index, cell), kept in zip(cells, ledger.outputs, strict=True)
+            if cell.execution_count is not None and seals.of_outputs(cell) != kept]  # fmt: skip
 
 
 def output_text(output: NotebookNode) -> str:

@@ -33,7 +33,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from coursekit import build, claims, course, gate
+from coursekit import build, claims, course, gate, seals
 
 SAMPLE_SECONDS = 0.2
 SLOW = 2.0  # this many times the declared minutes is red
@@ -321,8 +321,9 @@ def store_one(root: Path, lesson: str, profile: str) -> Outcome:
     ledger.date = datetime.date.today().isoformat()
     ledger.command = f"{course.command(root)} notebooks {course.name(lesson)}"
     ledger.minutes, ledger.peak_memory_mb = round(outcome.minutes, 2), round(outcome.peak_mb)
+    ledger.outputs = [seals.of_outputs(cell) for cell in build.code_cells(strip(notebook))]
     ledger.write(course.part(root, lesson, "ledger.json"))
-    build.write_learner(root, lesson, strip(notebook))
+    build.write_learner(root, lesson, notebook)
     return outcome
 
 
