@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from coursekit import seals
 from sslcourse.commands.library_warnings import hush
@@ -15,6 +16,7 @@ hush()  # here, because every benchmark imports this package before it imports t
 
 MEASURED = Path(__file__).resolve().parents[1] / "data" / "measured"
 BUILD = Path("build/bench")  # what nobody asked to store
+Setting = TypeVar("Setting")
 
 
 def busy_cores() -> float:
@@ -35,6 +37,11 @@ def texts(folder: str | None) -> tuple[list[str], list[str]]:
         return text_files.split(text_files.read_texts(folder), seed=0)
     splits = corpus.load_splits()
     return tuple([row["text"] for row in splits[name]] for name in ("train", "validation"))
+
+
+def best(scores: Mapping[Setting, Sequence[float]]) -> Setting:
+    """The setting whose scores, one a seed, add up to most; the first of equals."""
+    return max(scores, key=lambda setting: sum(scores[setting]))
 
 
 def store(name: str, command: str, figures: dict[str, Any], folder: Path | None = None) -> None:

@@ -458,7 +458,6 @@ def measured(
     peak, rows = at_full_batches(bench, everyone)
     tokens = len(text.train.tokens)
     for name, one in everyone.items():
-        rates = RATES[one.optimizer]
         for other in everyone.values():
             other.model.zero_grad(set_to_none=True)
         bench.forget_memory()
@@ -466,14 +465,13 @@ def measured(
         for batch in [size.rows // part for part in PARTS]:
             bench.warm(one, batch)
             bench.look(one)  # compiles what has another number of places
-            for rate in rates:
+            for rate in RATES[one.optimizer]:
                 end = lowest(bench.train(one, rate, batch, given.trial_seconds, 2, seed=100))
                 trials.append({"rate": rate, "batch": batch, "loss": end})
-        best = min(trials, key=lambda trial: trial["loss"])
-        rate, batch = best["rate"], best["batch"]
+        chosen = choice(trials)
+        rate, batch = chosen["rate"], chosen["batch"]
         curves = [bench.train(one, rate, batch, given.seconds, given.looks, seed) for seed in range(given.seeds)]
-        rows[name] |= {"trials": trials, "rate": rate, "batch": batch, "curves": curves,
-                       "rate_at_edge": rate in (rates[0], rates[-1]), "optimizer": one.optimizer,
+        rows[name] |= {"trials": trials, **chosen, "curves": curves, "optimizer": one.optimizer,
                        "started_in_seconds": bench.seconds_to_begin(one, seed=0),
                        "epochs": curves[0][-1][2] / tokens, "memory_mb": bench.memory()}  # fmt: skip
         print(f"{name:12s} {[(trial['batch'], trial['rate'], round(trial['loss'], 3)) for trial in trials]}; "
@@ -481,6 +479,18 @@ def measured(
               flush=True)  # fmt: skip
         keep({"peak_flops": peak, "contestants": rows})
     return {"peak_flops": peak, "contestants": rows, "ratios": ratios(rows)}
+
+
+def choice(trials: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Rate and batch of the lowest loss, and whether a rate beyond those that were tried might do better."""
+    best = min(trials, key=lambda trial: trial["loss"])
+    rates = [trial["rate"] for trial in trials]
+    return {"rate": best["rate"], "batch": best["batch"], "rate_at_edge": best["rate"] in (min(rates), max(rates))}
+
+
+def used(speeds: Sequence[float], flops_per_token: float, peak: float) -> list[float]:
+    """MFU: the share of the peak that is put to use, least, median, largest."""
+    return report.spread([speed * flops_per_token / peak for speed in speeds])
 
 
 def at_full_batches(bench: Bench, everyone: dict[str, Contestant]) -> tuple[float, dict[str, dict[str, Any]]]:
@@ -493,7 +503,7 @@ def at_full_batches(bench: Bench, everyone: dict[str, Contestant]) -> tuple[floa
         rows[name] = {
             "weights": sum(weight.numel() for weight in one.model.parameters()),
             "tokens_per_second": report.spread(speeds),
-            "mfu": report.spread([speed * one.flops_per_token / peak for speed in speeds]),
+            "mfu": used(speeds, one.flops_per_token, peak),
             "flops_per_token": one.flops_per_token,
         }
         print(f"{name:20s} {rows[name]['tokens_per_second'][1]:12,.0f} tokens/s {rows[name]['mfu'][1]:6.1%} MFU",
@@ -601,6 +611,7 @@ def run(given: argparse.Namespace, command: str) -> None:
     def keep(found: dict[str, Any]) -> None:
         about = {"device": name, "size": vars(size), "compiled": given.compile, "busy_cores": busy,
                  "attention_seconds": attention, "wall_seconds": time.perf_counter() - began}  # fmt: skip
+        about |= {"seeds": given.seeds} if given.what == "run" else {}
         store(f"accelerator_{given.size}" + "_parts" * (given.what == "parts"), command, about | found)
 
     text = read(given.tokens, size.length, device)

@@ -20,7 +20,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import make_pipeline
 
-from benchmarks import store
+from benchmarks import best, store
 from sslcourse.data import labelled
 from sslcourse.models.lora import add_lora
 from sslcourse.studies import lesson_encoder
@@ -54,13 +54,13 @@ def main() -> None:
     run = lesson_encoder.load()
     tokenizer, body = run.tokenizer, run.model.model
     table: dict[str, dict[str, list[float]]] = {}
-    best: dict[str, float] = {}
+    chosen: dict[str, float] = {}
 
     def compare(name: str, values: tuple, score: Callable[[Any, int], float]) -> None:
         found = {value: [score(value, seed) for seed in SEEDS] for value in values}
         table[name] = {f"{value:g}": of_value for value, of_value in found.items()}
-        best[name] = max(found, key=lambda value: sum(found[value]))
-        print(name, {value: f"{sum(f) / len(f):.3f}" for value, f in found.items()}, "->", best[name], flush=True)
+        chosen[name] = best(found)
+        print(name, {value: f"{sum(f) / len(f):.3f}" for value, f in found.items()}, "->", chosen[name], flush=True)
 
     def contend(
         task: str,
@@ -157,7 +157,7 @@ def main() -> None:
             scores.answer_f1(r.answer, encoding.answer_text(one, r.context, span))
             for r, one, span in zip(rows, encoded, found, strict=True)) / len(rows),
     )  # fmt: skip
-    figures = {"best": best, "score": table, "sizes": {task: size._asdict() for task, size in SIZES.items()}}
+    figures = {"best": chosen, "score": table, "sizes": {task: size._asdict() for task, size in SIZES.items()}}
     store("fine_tuning_choices", "python -m benchmarks.choices", figures | {"seeds": SEEDS})
 
 

@@ -108,12 +108,18 @@ def on_cpu(encoder: str, seeds: int, rounds: int) -> dict[str, Any]:
         "encoder": encoder,
         "weights": sum(weight.numel() for weight in body.parameters()),
         "token_f1": f1,
-        "minus_fp32": {name: list(intervals.interval(a - b for a, b in zip(values, f1["fp32"], strict=True)))
-                       for name, values in f1.items()},
+        "minus_fp32": minus_fp32(f1),
+        "seeds": seeds,
         "bytes": sizes,
         "speed": speed,
         "load": timing.busy(),
     }  # fmt: skip
+
+
+def minus_fp32(f1: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Mean and interval of each route's difference to fp32, seed by seed."""
+    return {name: list(intervals.interval(a - b for a, b in zip(values, f1["fp32"], strict=True)))
+            for name, values in f1.items()}  # fmt: skip
 
 
 def _speed(model: torch.nn.Module, found: dict[str, serving_routes.Route], rows: int, rounds: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import MEASURED, store
+from benchmarks import MEASURED, best, store
 from sslcourse.data import labelled
 from sslcourse.models.lora import add_lora
 from sslcourse.studies import lesson_encoder
@@ -33,6 +33,7 @@ SEEDS = (100, 101, 102)
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 COUNT = STEPS = 100
 TAGS = ["O", "B-PER", "I-PER"]
+CONFIRMING_SEEDS = 20
 CONFIRMED = ("layer-wise rates", "span masking", "FGM, epsilon", "PGD of 3 steps, epsilon")
 
 
@@ -77,11 +78,11 @@ def main(arguments: list[str] | None = None) -> None:
     def compare(name: str, strengths: tuple, change: Callable) -> float:
         """Score every strength; the one that did best."""
         found = {strength: [score(seed, **change(strength, seed)) for seed in SEEDS] for strength in strengths}
-        best = max(found, key=lambda strength: sum(found[strength]))
+        chosen = best(found)
         table[name] = {str(strength): f1 for strength, f1 in found.items()}
         means = ", ".join(f"{strength} {sum(f1) / len(f1):.3f}" for strength, f1 in found.items())
-        print(f"{name}: {means} -> {best}", flush=True)
-        return best
+        print(f"{name}: {means} -> {chosen}", flush=True)
+        return chosen
 
     stored = json.loads((MEASURED / "remedies_strength.json").read_text(encoding="utf-8")) if confirm else {}
     plain_rate = stored.get("learning_rate")
@@ -104,14 +105,14 @@ def main(arguments: list[str] | None = None) -> None:
     }  # fmt: skip
     if confirm:
         found: dict[str, list[float]] = {name: [] for name in ("plain", *CONFIRMED)}
-        for seed in range(20):
+        for seed in range(CONFIRMING_SEEDS):
             found["plain"].append(score(seed))
             for name in CONFIRMED:
-                tried = stored["entity_f1"][name]
-                best = float(max(tried, key=lambda strength: sum(tried[strength])))
-                found[name].append(score(seed, **remedies[name][1](best, seed)))
+                strength = float(best(stored["entity_f1"][name]))
+                found[name].append(score(seed, **remedies[name][1](strength, seed)))
             print(seed, {name: f"{of_seed[-1]:.3f}" for name, of_seed in found.items()}, flush=True)
-        store("remedies_twenty_seeds", "python -m benchmarks.remedies --confirm", {"entity_f1": found})
+        figures = {"entity_f1": found, "seeds": CONFIRMING_SEEDS}
+        store("remedies_twenty_seeds", "python -m benchmarks.remedies --confirm", figures)
         return
     for name, (strengths, change) in remedies.items():
         compare(name, strengths, change)

@@ -113,6 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         "weights": sum(weight.numel() for weight in body.parameters()),
         "learning_rate": rate,
         "steps": given.steps,
+        "seeds": given.seeds,
         "token_f1": {count: [token for token, _ in runs] for count, runs in curve.items()},
         "entity_f1": {count: [entity for _, entity in runs] for count, runs in curve.items()},
     }

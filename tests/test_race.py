@@ -93,6 +93,22 @@ def test_a_move_changes_its_knobs_and_no_other():
         Knobs.of(speed=3)
 
 
+def test_a_sweep_goes_on_from_what_is_best_so_far(monkeypatch):
+    def trial(given):
+        loss = 2.0 + abs(given["knobs"]["rate"] - 0.5 * command.BEGIN.rate) + given["knobs"]["warmup"]
+        return given | {"points": [[1.0, loss, 1]]}
+
+    monkeypatch.setattr(command, "in_a_process", trial)
+    found = command.sweep(["modernbert"], 1.0, None)["modernbert"]
+    moves = [one["move"] for one in found["trials"]]
+    assert moves == [{}, *command.MOVES]
+    assert Knobs.of(**found["best"]) == replace(command.BEGIN, rate=0.5 * command.BEGIN.rate)
+    assert found["trials"][2]["knobs"]["rate"] == command.BEGIN.rate  # twice what half the rate was
+    other = command.sweep(["course"], 1.0, None)["course"]["trials"]
+    assert len(other) == len(moves)
+    assert not any(knob in one["move"] for one in other for knob in ("start", "windows"))
+
+
 @pytest.fixture(scope="module")
 def text():
     lines = [f"the river {name} is {100 + at} km long and ends in the sea of {name}" for at in range(60)

@@ -101,23 +101,33 @@ def long_run(seconds: float, text: str | None) -> dict[str, Any]:
     return in_a_process(given)
 
 
+def best_of(tried: Sequence[dict[str, Any]]) -> Knobs:
+    """The settings of the trial with the lowest loss; the first of equals."""
+    return Knobs.of(**min(tried, key=lambda one: one["loss"])["knobs"])
+
+
+def next_trial(name: str, tried: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], Knobs]:
+    """The move of a sweep that comes after those that were tried, and the settings to which it leads."""
+    instead = iter(INSTEAD.get(name, ()))
+    moves = [next(instead) if any(name in IDLE.get(knob, ()) for knob in move) else move for move in MOVES]
+    move = [{}, *moves][len(tried)]
+    begin = OURS if name in ("started", "course") else BEGIN
+    return move, moved(best_of(tried) if tried else begin, move)
+
+
 def sweep(names: Sequence[str], seconds: float, text: str | None) -> dict[str, Any]:
     """For each peer the same number of trials: each changes what is best so far by one move, and is kept if better."""
     table: dict[str, Any] = {}
     for name in names:
-        best, tried, instead = OURS if name in ("started", "course") else BEGIN, [], iter(INSTEAD.get(name, ()))
-        for move in [{}, *MOVES]:
-            if any(name in IDLE.get(knob, ()) for knob in move):
-                move = next(instead)
-            knobs = moved(best, move)
+        tried: list[dict[str, Any]] = []
+        while len(tried) <= len(MOVES):
+            move, knobs = next_trial(name, tried)
             given = {"peer": name, "knobs": asdict(knobs), "seconds": seconds, "looks": 1, "seed": SWEEP_SEED,
                      "text": text}  # fmt: skip
             loss = in_a_process(given)["points"][-1][1]
-            if all(loss < one["loss"] for one in tried):
-                best = knobs
             tried.append({"move": move, "knobs": asdict(knobs), "loss": loss})
-            print(f"{name:11s} {move} {loss:.3f}{' *' if best == knobs else ''}", flush=True)
-        table[name] = {"best": asdict(best), "trials": tried, "seconds": seconds, "text": text,
+            print(f"{name:11s} {move} {loss:.3f}{' *' if best_of(tried) == knobs else ''}", flush=True)
+        table[name] = {"best": asdict(best_of(tried)), "trials": tried, "seconds": seconds, "text": text,
                        "date": datetime.date.today().isoformat()}  # fmt: skip
     return table
 
