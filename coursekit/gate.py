@@ -1,6 +1,7 @@
 """Everything that can be judged without running a lesson: ``gate``.
 
-    lint     a source that lacks a part of a lesson's anatomy, types a measured number by hand, or names no lesson
+    lint     a source that lacks a part of a lesson's anatomy, types a measured number by hand, names no lesson, or says
+             another number of seeds than it has
     drift    a committed notebook that differs from what its source and the ledger make now, or stores what it must not
     claims   stored runs that are stale or out of bounds (``claims.problems``)
     seals    a measured figure that was edited (``seals.broken``); one in an output is told with drift
@@ -17,7 +18,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
-from coursekit import build, claims, course, quiz, seals, source, stale
+from coursekit import build, claims, course, quiz, seals, seeds, source, stale
 from coursekit.build import code_cells
 from coursekit.source import CHECK, HEADER, SOLUTION, Source
 
@@ -170,7 +171,9 @@ def lint(root: Path, only: Iterable[str] | None = None) -> list[str]:
     found = strays(root) if only is None else []
     for lesson in chosen:
         read = source.read(root, lesson)
-        found += [f"{lesson}: {line}" for line in (*anatomy(read), *prose_numbers(read), *references(read, numbers))]
+        prose = [NOT_PROSE.sub("□", cell.source) for cell in read.cells if cell.cell_type == "markdown"]
+        found += [f"{lesson}: {line}" for line in (*anatomy(read), *prose_numbers(read), *references(read, numbers),
+                                                   *seeds.problems(root, read, prose))]  # fmt: skip
     return found
 
 

@@ -848,8 +848,7 @@ lesson.record("race-long-loss", long["loss"])
 # into one), the same masks drawn on the device, and the best of eight settings, four rates and two sizes of batch,
 # each tried for two seconds. `course rows` lets a token read its whole row as they do; `course` keeps the documents in
 # a row apart. Both have this course's first weights, the optimiser Muon (it takes a matrix's update as a whole and
-# makes all its directions equally strong), and the start from counts, whose seconds are on the clock. It ran on an H100
-# that was lent for a quarter of an hour.
+# makes all its directions equally strong), and the start from counts, whose seconds are on the clock. It ran on an H100.
 #
 # In the table, what stands before the bar was measured with full batches of 64 rows, all in turns; what stands behind
 # it with each one's own best setting.

@@ -616,7 +616,7 @@ live_picture(
 )
 
 # %% [markdown]
-# What to see: the interval is many times as wide with two seeds as with twenty (the first ones run out of the picture),
+# What to see: the interval is many times as wide with $2$ seeds as with twenty (the first ones run out of the picture),
 # and its middle wanders. With few seeds the draw decides: the same remedy may help early in one order and late in
 # another, and may lose the verdict again. Whoever stops as soon as a verdict pleases has chosen the draw. Decide on the
 # number of seeds *before* you look.

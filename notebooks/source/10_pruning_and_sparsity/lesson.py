@@ -74,7 +74,7 @@ folder = Path(scratch.name)
 # The task is lesson @fine_tuning's: find the words of person names, in countries from which no sentence was labelled.
 # The score is **token F1** (is this word part of a name?). The large model, which will be the *teacher* later, is the
 # encoder of lesson @mlm_pretraining fine-tuned on 400 sentences; one for each seed, since every result below comes
-# with an interval over seeds.
+# with an interval over four seeds.
 
 # %%
 which = lesson.choose(quick={"steps": 40, "recipe": Recipe(batch_size=8), "every": 8}, full={})
