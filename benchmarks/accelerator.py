@@ -2,16 +2,15 @@
 
     python -m benchmarks.accelerator pack                   # the factbook's tokens into build/bench/tokens.safetensors,
                                                             # on a machine that has the corpus installed
-    python -m benchmarks.accelerator run --size 30m         # on the GPU, from that file: five minutes
+    python -m benchmarks.accelerator run --size 30m         # on a GPU, from that file: five minutes on an H100
     python -m benchmarks.accelerator run --size 110m
     python -m benchmarks.accelerator parts --size 110m      # what each part of this course's step brings: 90 seconds
     python -m benchmarks.accelerator run --size tiny --device cpu --seconds 2 --trial-seconds 1    # does it run at all?
 
-A GPU node needs torch, transformers, numpy, safetensors and psutil, this repository, and the file of tokens. On a
-machine that is lent to a session of this project (600 s a command, 900 s in all): carry
-``build/bench/tokens.safetensors`` and run, one after the other on the warm machine, ``python3 -m benchmarks.accelerator
-run --size 30m; cp data/measured/accelerator_* $OUT``, then ``110m``; on an H100 they took 288 s and 228 s. The file is
-written anew after each contestant, so a run that is cut off leaves what it had.
+The GPU's machine needs torch, transformers, numpy, safetensors and psutil, this repository, and the file of tokens,
+which may be packed elsewhere and copied. The figures are written anew after each contestant, so a run that is cut off
+leaves what it had. To keep what a rented machine has measured, copy back ``data/measured/accelerator_<size>.json`` and
+``data/measured/SHA256SUMS``, which has its hash.
 
     bert         BertForMaskedLM, no dropout, logits everywhere
     modernbert   ModernBertForMaskedLM, full attention, ``sparse_prediction``

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from benchmarks import MEASURED, __main__, accelerator, quantization
 from benchmarks.pretraining import __main__ as pretraining
 from benchmarks.pretraining import report
 from benchmarks.pretraining.peers import Knobs
+from coursekit import seeds
 
+ROOT = Path(__file__).resolve().parents[1]
 Figures = dict[str, Any]
 FILES = sorted(path.stem for path in MEASURED.glob("*.json"))
 
@@ -196,3 +199,42 @@ def test_a_trial_that_was_left_out_is_found():
     figures = stored("pretraining_race")
     figures["trials"] = [trial for trial in figures["trials"] if trial["seed"] != 2]
     assert {"peers", "speedups", "shorter", "long"} <= set(wrong("pretraining_race", figures))
+
+
+# --- prose that states figures of a file, and no claim does -----------------------------------------------------------
+
+
+def prose(lesson: str) -> str:
+    text = (ROOT / "notebooks" / "source" / lesson / "lesson.py").read_text(encoding="utf-8")
+    return " ".join(text.replace("\n# ", " ").split())
+
+
+def test_what_the_ladders_lesson_says_of_a_gpu_is_in_the_files():
+    """Its other figures of a GPU are claims, computed from these files whenever it runs."""
+    files = {stem.removeprefix("accelerator_"): stored(stem) for stem in FILES if stem.startswith("accelerator")}
+    wide, deep = (files[size]["contestants"] for size in ("30m", "110m"))
+    rates = [trial["rate"] for trial in wide["bert"]["trials"]]
+    plateau = [point[1] for curve in deep["bert"]["curves"] for point in curve]
+    speeds = [rows["course"]["tokens_per_second"][1] / rows["course rows"]["tokens_per_second"][1]
+              for rows in (wide, deep)]  # fmt: skip
+    best = [row["rate"] == max(trial["rate"] for trial in row["trials"])
+            for name, row in wide.items() if name != "bert"]  # fmt: skip
+    said = prose("08_efficiency_ladder")
+    for sentence, right in {
+        "It ran on an H100.": all("H100" in figures["device"] for figures in files.values()),
+        "full batches of 64 rows": all(figures["size"]["rows"] == 64 for figures in files.values()),
+        "the best of eight settings, four rates and two sizes of batch": (len(rates), len(set(rates))) == (8, 4),
+        "With four layers `course rows`": files["30m"]["size"]["layers"] == 4,
+        "with fifteen {{gpu-110m-rows-speed}}": files["110m"]["size"]["layers"] == 15,
+        "within a hundredth or two": all(0.98 < ratio < 1.02 for ratio in speeds),
+        "the best rate was the largest tried, ModernBERT's and ours": all(best),
+        "BERT with 110 million weights never left the plateau": min(plateau) > 6,
+        "Ten seconds are short.": all(10 <= curve[-1][0] < 11 for row in wide.values() for curve in row["curves"]),
+    }.items():
+        assert sentence in said, f"the lesson no longer says {sentence!r}: mend this list"
+        assert right, sentence
+
+
+def test_readme_says_of_how_many_seeds_the_race_has_its_medians():
+    said = [match[1] for match in seeds.SAID.finditer((ROOT / "README.md").read_text(encoding="utf-8"))]
+    assert said == [seeds.WORDS[len({trial["seed"] for trial in stored("pretraining_race")["trials"]})]]

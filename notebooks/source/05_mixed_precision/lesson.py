@@ -1453,18 +1453,21 @@ for what, attempt in attempts.items():
 # (and its scaler) in the race. What was recorded on a GPU is shown here as it was stored.
 
 # %%
-store = lesson.root / "data" / "measured" / "05_mixed_precision.json"
+from coursekit import seals
+
+store = lesson.root / "data" / "measured" / "mixed_precision_gpu.json"
 if device == "cuda":
     stored = {
         "date": date.today().isoformat(), "device": torch.cuda.get_device_name(), "cuda": torch.version.cuda,
         "torch": torch.__version__, "transformers": transformers.__version__,
-        "command": "python -m sslcourse run 05 --profile gpu", "recipe": size, "seeds": len(SEEDS),
+        "command": "python -m sslcourse run mixed_precision --profile gpu", "recipe": size, "seeds": len(SEEDS),
         "tokens_per_second": {
             name: timing.quartiles([tokens / s for s in track.seconds]) for name, track in tracks.items()},
         "loss_minus_fp32": apart, "seed_noise": noise, "mfu": mfu, "peak_flops": peaks, "bytes_per_second": speeds,
     }  # fmt: skip
     store.parent.mkdir(parents=True, exist_ok=True)
     store.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    seals.seal(store)
 if store.is_file():
     for name, value in json.loads(store.read_text(encoding="utf-8")).items():
         print(f"{name:20s} {value}")
