@@ -38,7 +38,7 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("SSLCOURSE_CACHE"):
         return Path(chosen)
     checkout = Path(__file__).resolve().parents[2]
-    if (checkout / "data" / "claims").is_dir():
+    if (checkout / "data" / "measured").is_dir():
         return checkout / "data" / "cache"
     return Path.home() / ".cache" / "sslcourse"
 
