@@ -30,6 +30,7 @@ from coursekit import audit, build, claims, course, glossary, readme, source, tr
 FRONT_ENDS = "\n## The lessons\n"  # README up to here is the front page, and after the table comes "Using the course"
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _FOLDED = re.compile(r"<details>\s*<summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
+_OF_LESSONS = "<!-- a lesson's own checks -->\n\n"  # where docs/stuck.md has room for what lies beside the lessons
 # Where README's and the notes' links lead on the site; a file that is not a page is named, not linked.
 _LINKS = {
     "data/README.md": "data.md",
@@ -357,8 +358,9 @@ def pages(root: Path) -> dict[str, str]:
         "data.md": _relinked(page(root / "data" / "README.md")),
         **api_pages(root),
     }
-    for name in ("glossary.md", "notation.md", "stuck.md", "reproducibility.md"):
+    for name in ("glossary.md", "notation.md", "reproducibility.md"):
         made[name] = page(docs / name)
+    made["stuck.md"] = markdown(course.numbered(_stuck(root), numbers))
     for file, folder, title, says in (
         ("cheatsheet.md", "cheatsheets", "Cheat sheets", "One page a lesson: its formulas, its code, its traps."),
         ("teaching.md", "teaching", "For teachers", "Plans for a term and for a day; for each lesson its timing, the "
@@ -373,6 +375,18 @@ def pages(root: Path) -> dict[str, str]:
         shown = lesson_page(root, lesson, [one for one in proofs if one.lesson == lesson])
         made[f"lessons/{lesson}.ipynb"] = nbformat.writes(shown)
     return made
+
+
+def _stuck(root: Path) -> str:
+    """The page for who is stuck, with what each lesson's own checks say in the place for it."""
+    general = (root / "docs" / "stuck.md").read_text(encoding="utf-8")
+    of_lessons = ""
+    for lesson in course.lessons(root):
+        path = course.part(root, lesson, "stuck.md")
+        if path.is_file():
+            said = path.read_text(encoding="utf-8").partition("\n")[2].strip()
+            of_lessons += f"## Lesson @{course.name(lesson)}\n\n{said}\n\n"
+    return general.replace(_OF_LESSONS, of_lessons)
 
 
 def _index(title: str, says: str, names: Iterable[str]) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from test_exercises import mutants
 
-from coursekit import checks, course, gate, source
+from coursekit import checks, course, gate, site, source
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 LESSONS = course.lessons(ROOT)
+STUCK = {lesson: course.part(ROOT, lesson, "stuck.md") for lesson in LESSONS}
 GRADERS = {lesson: course.part(ROOT, lesson, "graders.py") for lesson in LESSONS}
 
 
@@ -26,7 +27,7 @@ def quoted(page: str) -> list[str]:
 
 
 def test_every_message_that_the_stuck_page_quotes_is_in_the_code():
-    messages = quoted((DOCS / "stuck.md").read_text(encoding="utf-8"))
+    messages = quoted(site.pages(ROOT)["stuck.md"])
     assert len(messages) > 60
     files = [path for package in ("coursekit", "sslcourse") for path in sorted((ROOT / package).rglob("*.py"))]
     code = "\n".join(map(joined, [*files, *GRADERS.values()]))
@@ -34,15 +35,13 @@ def test_every_message_that_the_stuck_page_quotes_is_in_the_code():
 
 
 def test_the_stuck_page_has_a_word_for_every_exercise_below_its_lesson():
-    parts = re.split(r"^## Lesson @(\w+)$", (DOCS / "stuck.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    below = dict(zip(parts[1::2], map(quoted, parts[2::2]), strict=True))
-    assert list(below) == [course.name(lesson) for lesson in LESSONS]
+    below = {lesson: quoted(path.read_text(encoding="utf-8")) for lesson, path in STUCK.items()}
     seen, missed = [], []
     for lesson, path in GRADERS.items():
         words, bodies = (re.split(checks.MARK, joined(path))[start::2] for start in (1, 2))
         seen += words
         missed += [word for word, body in zip(words, bodies, strict=True)
-                   if not any(message in body for message in below[course.name(lesson)])]  # fmt: skip
+                   if not any(message in body for message in below[lesson])]  # fmt: skip
     assert sorted(seen) == sorted(checks.exercises(ROOT))
     assert len(seen) > 40
     assert missed == []

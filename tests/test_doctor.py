@@ -41,19 +41,22 @@ GOOD = Machine(
 )
 
 
+FOLDERS = sorted(path.name for path in doctor.LESSONS.iterdir() if path.is_dir())
+
+
 def changed(**what) -> Machine:
     return dataclasses.replace(GOOD, **what)
 
 
 def of(lesson: str, machine: Machine) -> tuple[str, str]:
-    return next((verdict, why) for number, verdict, why in advice(machine) if number == lesson)
+    return next((verdict, why) for folder, verdict, why in advice(machine) if folder[3:] == lesson)
 
 
 def test_a_good_machine_has_no_problem_and_every_lesson_is_ready():
     assert problems(GOOD) == []
-    assert [number for number, _, _ in advice(GOOD)] == [f"{number:02}" for number in range(11)]
+    assert [folder for folder, _, _ in advice(GOOD)] == FOLDERS
     assert {verdict for _, verdict, _ in advice(GOOD)} == {"ready"}
-    assert "2.5×" in of("03", GOOD)[1]
+    assert "2.5×" in of("mlm_pretraining", GOOD)[1]
 
 
 @pytest.mark.parametrize(
@@ -83,44 +86,44 @@ def test_exit_status_0_and_json_hold_the_same(monkeypatch, capsys):
     assert doctor.main(argparse.Namespace(json=True)) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["machine"]["cpu"] == GOOD.cpu
-    assert len(shown["lessons"]) == 11
+    assert [line["lesson"] for line in shown["lessons"]] == FOLDERS
     assert shown["problems"] == []
 
 
 def test_without_bf16_training_is_slower_and_nothing_is_a_problem():
     plain = changed(bf16=False, trains_in_bf16=False, bf16_gflops=40.0)
-    assert of("03", plain)[0] == "slower"
-    assert "fp32" in of("03", plain)[1]
-    assert of("05", plain)[0] == "slower"
-    assert "0.4×" in of("05", plain)[1]
+    assert of("mlm_pretraining", plain)[0] == "slower"
+    assert "fp32" in of("mlm_pretraining", plain)[1]
+    assert of("mixed_precision", plain)[0] == "slower"
+    assert "0.4×" in of("mixed_precision", plain)[1]
     assert problems(plain) == []
 
 
 def test_advice_follows_the_measurement_and_not_the_flag():
-    assert of("05", changed(bf16=True, bf16_gflops=90.0))[0] == "slower"
-    assert of("05", changed(bf16=False, bf16_gflops=300.0))[0] == "ready"
-    assert of("05", changed(bf16=True, fp32_gflops=None, bf16_gflops=None))[0] == "ready"
+    assert of("mixed_precision", changed(bf16=True, bf16_gflops=90.0))[0] == "slower"
+    assert of("mixed_precision", changed(bf16=False, bf16_gflops=300.0))[0] == "ready"
+    assert of("mixed_precision", changed(bf16=True, fp32_gflops=None, bf16_gflops=None))[0] == "ready"
 
 
 def test_one_core_no_int8_little_memory():
-    assert of("06", changed(usable_cores=1))[0] == "slower"
-    assert of("00", changed(usable_cores=1))[0] == "slower"
-    assert of("07", changed(vnni=False))[0] == "slower"
-    assert of("03", changed(ram_available=1.5))[0] == "tight"
-    assert "1.5 GB" in of("03", changed(ram_available=1.5))[1]
+    assert of("distributed_training", changed(usable_cores=1))[0] == "slower"
+    assert of("start_here", changed(usable_cores=1))[0] == "slower"
+    assert of("quantization", changed(vnni=False))[0] == "slower"
+    assert of("mlm_pretraining", changed(ram_available=1.5))[0] == "tight"
+    assert "1.5 GB" in of("mlm_pretraining", changed(ram_available=1.5))[1]
 
 
 def test_a_gpu_trains_and_missing_data_stop_all_but_the_derivations():
-    verdict, why = of("03", changed(gpu="H200", gpu_memory=140.0))
+    verdict, why = of("mlm_pretraining", changed(gpu="H200", gpu_memory=140.0))
     assert (verdict, "H200" in why) == ("ready", True)
     without = changed(data_files=0)
-    assert of("02", without)[0] == "missing"
-    assert of("01", without)[0] == "ready"
+    assert of("masking_dataset", without)[0] == "missing"
+    assert of("loss_derivation", without)[0] == "ready"
 
 
 def test_report_shows_every_lesson_and_no_path():
     text = doctor.report(GOOD)
-    assert all(f"{number} {name}" in text for number, name in doctor.LESSONS.items())
+    assert all(folder in text for folder in FOLDERS)
     assert "none that torch can use" in text
     assert str(Path.home()) not in text
     assert "8 × H200, 140 GB" in doctor.report(changed(gpu="8 × H200", gpu_memory=140.0))

@@ -120,6 +120,7 @@ BLIND = '"""Blind answers."""\n\nWRONG = {\n' + "".join(
     f'    "{name}": {{"a": lambda number: number * {factor}, "b": lambda number: sum([number] * {factor})}},\n'
     for name, factor in NAMES.items()
 ) + "}\n"  # fmt: skip
+STUCK = "# If you are stuck in lesson @toy\n\n- `the product`: it is another number. *What is twice one?*\n"
 TEACHING = "# Toy\n\nAs lesson @mlm_pretraining, shorter. @toy_twice first.\n"
 
 
@@ -137,7 +138,7 @@ def course(tmp_path_factory):
     exercises = "".join(EXERCISE.replace("NAME", name).replace("FACTOR", str(by)) for name, by in NAMES.items())
     files = {"lesson.py": LESSON.replace("EXERCISES", exercises), "graders.py": GRADERS, "mutants.py": WRONG,
              "blind.py": BLIND, "claims.toml": CLAIMS, "quiz.json": json.dumps(QUESTIONS), "teaching.md": TEACHING,
-             "cheatsheet.md": "# Toy\n\n`2 * x`\n"}  # fmt: skip
+             "cheatsheet.md": "# Toy\n\n`2 * x`\n", "stuck.md": STUCK}  # fmt: skip
     for name, text in files.items():
         (toy / name).write_text(text, encoding="utf-8")
     assert asked(root, "-m", "coursekit", "build").returncode == 0  # the others take their notebooks along

@@ -291,11 +291,11 @@ g = lambda helper: helper(1)
 
 
 def test_a_course_without_a_package_uses_those_beside_coursekit(tmp_path):
-    assert {"coursekit/stale.py", "sslcourse/masking.py"} <= stale.snapshot(tmp_path).keys()
+    assert {"coursekit/stale.py", "sslcourse/objectives/masking.py"} <= stale.snapshot(tmp_path).keys()
     (tmp_path / "sslcourse").mkdir()
     (tmp_path / "sslcourse" / "__init__.py").write_text("")
     files = stale.snapshot(tmp_path)
-    assert "sslcourse/masking.py" not in files
+    assert "sslcourse/objectives/masking.py" not in files
     assert "coursekit/stale.py" in files
 
 
@@ -303,22 +303,23 @@ def test_a_course_without_a_package_uses_those_beside_coursekit(tmp_path):
 
 FILES_NOW = stale.snapshot(ROOT)
 EVERY = {course.name(lesson) for lesson in course.lessons(ROOT)}
+BUT_THE_FIRST = EVERY - {"start_here"}
 PRETRAINED = {"mlm_pretraining", "fine_tuning", "mixed_precision", "quantization", "generalization",
               "pruning_and_sparsity"}  # fmt: skip
 EDITS = [  # file, what stands there, what is planted, whose definition it is, who reaches it
-    ("sslcourse/pretraining", "loss.backward()", "(2 * loss).backward()", "train_step", PRETRAINED),
-    ("sslcourse/masking", "mask_prob: float = 0.8", "mask_prob: float = 0.7", "mask_tokens", EVERY - {"start_here"}),
-    ("sslcourse/encoder", "class Layer(nn.Module):", "class Layer(nn.Sequential):", "Layer", EVERY - {"start_here"}),
-    ("sslcourse/distributed", "dist.all_reduce(", "dist.reduce(", "average_gradients", {"distributed_training"}),
-    ("sslcourse/equalities", "set_default_dtype(", "set_default_device(", "main", {"distributed_training"}),
-    ("sslcourse/ladder", "def climb(", "@torch.no_grad()\ndef climb(", "climb", {"efficiency_ladder"}),
-    ("sslcourse/lora", "class LoRALinear(nn.Module)", "class LoRALinear(nn.Sequential)", "LoRALinear",
+    ("sslcourse/train/step", "loss.backward()", "(2 * loss).backward()", "train_step", PRETRAINED),
+    ("sslcourse/objectives/masking", "mask_prob: float = 0.8", "mask_prob: float = 0.7", "mask_tokens", BUT_THE_FIRST),
+    ("sslcourse/models/encoder", "class Layer(nn.Module):", "class Layer(nn.Sequential):", "Layer", BUT_THE_FIRST),
+    ("sslcourse/train/across_ranks", "dist.all_reduce(", "dist.reduce(", "average_gradients", {"distributed_training"}),
+    ("sslcourse/studies/rank_proofs", "set_default_dtype(", "set_default_device(", "main", {"distributed_training"}),
+    ("sslcourse/studies/ladder", "def climb(", "@torch.no_grad()\ndef climb(", "climb", {"efficiency_ladder"}),
+    ("sslcourse/models/lora", "class LoRALinear(nn.Module)", "class LoRALinear(nn.Sequential)", "LoRALinear",
      {"fine_tuning", "generalization", "pruning_and_sparsity"}),
     ("coursekit/lesson", "SEED = 0", "SEED = 1", "SEED", EVERY),
-    ("sslcourse/encoder", "import torch\n", "import os.path as path\nimport torch\n", "nothing", NOBODY),
+    ("sslcourse/models/encoder", "import torch\n", "import os.path as path\nimport torch\n", "nothing", NOBODY),
     ("coursekit/quiz", "FEWEST, MOST = 5, 8", "FEWEST, MOST = 5, 9", "MOST", NOBODY),
     ("coursekit/checks", "TODO = ...", "TODO = None", "TODO", NOBODY),
-    ("sslcourse/pretrain_cli", "SUFFIXES = (", "SUFFIXES = (1, ", "SUFFIXES", NOBODY),
+    ("sslcourse/data/text_files", "SUFFIXES = (", "SUFFIXES = (1, ", "SUFFIXES", NOBODY),
 ]  # fmt: skip
 OTHERS = {stale.module_name(file) for file in FILES_NOW if file.startswith("coursekit/")} - set(claims.RUNS)
 
@@ -380,28 +381,24 @@ def test_words_and_layout_of_a_whole_package_make_nothing_stale(today):
 
 def test_modules_that_move_make_nothing_stale(today):
     """One that everybody names, and one that is started in a subprocess."""
-    places = {"masking": ("objectives", "masked"), "equalities": ("studies", "rank_proofs")}
-
-    def line(match):
-        """``from sslcourse import corpus, masking, scores`` in two lines."""
-        names = [name.strip() for name in match[1].split(",")]
-        lines = ["from sslcourse import " + ", ".join(name for name in names if name not in places)]
-        lines += ["from sslcourse.{} import {} as ".format(*places[name]) + name for name in names if name in places]
-        return "\n".join(one for one in lines if not one.endswith("import "))
+    places = {"objectives.masking": "questions.hidden", "studies.rank_proofs": "proofs.equal"}
 
     def moved(text):
         for old, new in places.items():
-            text = re.sub(rf"\bsslcourse\.{old}\b", "sslcourse." + ".".join(new), text)
-        return re.sub(r"^from sslcourse import (.*)$", line, text, flags=re.MULTILINE)
+            room, name = old.split(".")
+            text = re.sub(rf"\bsslcourse\.{old}\b", f"sslcourse.{new}", text)
+            alone = f"from sslcourse.{new.replace('.', ' import ')} as {name}"
+            text = re.sub(rf"^from sslcourse\.{room} import {name}$", alone, text, flags=re.MULTILINE)
+        return text
 
     files = {name: moved(raw.decode()).encode() if name.endswith(".py") else raw for name, raw in FILES_NOW.items()}
-    for old, (room, name) in places.items():
-        files[f"sslcourse/{room}/{name}.py"] = files.pop(f"sslcourse/{old}.py")
-        files[f"sslcourse/{room}/__init__.py"] = b""
+    for old, new in places.items():
+        files[f"sslcourse/{new.replace('.', '/')}.py"] = files.pop(f"sslcourse/{old.replace('.', '/')}.py")
+        files[f"sslcourse/{new.split('.')[0]}/__init__.py"] = b""
     after = walks(files, moved)
     assert changed(today, after) == {}
-    assert after["mlm_pretraining"]["mask_tokens"].file == "sslcourse/objectives/masked.py"
-    assert after["distributed_training"]["ten_steps"].file == "sslcourse/studies/rank_proofs.py"
+    assert after["mlm_pretraining"]["mask_tokens"].file == "sslcourse/questions/hidden.py"
+    assert after["distributed_training"]["ten_steps"].file == "sslcourse/proofs/equal.py"
 
 
 # -- trees as text -----------------------------------------------------------------------------------------------------
