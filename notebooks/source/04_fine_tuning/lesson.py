@@ -1082,13 +1082,14 @@ for name, module in ours.named_modules():
 inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
 with torch.no_grad():
     by_hand, by_library = ours(**inputs).last_hidden_state, theirs(**inputs).last_hidden_state
-    lesson.record("lora-difference", float((by_hand - by_library).abs().max()))
     merged = merge_lora(copy.deepcopy(ours))(**inputs).last_hidden_state
-    lesson.record("lora-merge-difference", float((by_hand - merged).abs().max()))
+largest = by_hand.abs().max()
+lesson.record("lora-difference", float((by_hand - by_library).abs().max() / largest))
+lesson.record("lora-merge-difference", float((by_hand - merged).abs().max() / largest))
 moved = float((by_hand - body(**inputs).last_hidden_state.detach()).abs().max())
 assert moved > 0.01, moved  # the adapters do something, so equal outputs mean something
-print(f"largest difference to peft {lesson.values['lora-difference']:.1g}, after merging "
-      f"{lesson.values['lora-merge-difference']:.1g}; the adapters move the output by {moved:.2f}")
+print(f"as shares of the largest output, {largest:.2f}: largest difference to peft {lesson.values['lora-difference']:.1g}, "
+      f"after merging {lesson.values['lora-merge-difference']:.1g}; the adapters move the output by {moved:.2f}")
 
 # %% [markdown]
 # ### Exercise merge — Merge it · ★☆☆ · 5 minutes
