@@ -164,3 +164,33 @@ def test_pretrain_and_doctor_need_no_jupyter():
             " or m.startswith('coursekit')]; sys.exit(str(bad) if bad else 0)")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("minutes", "cpu", "red"), [(4.1, 1.9, False), (4.1, 6.0, True), (1.5, 6.0, False)])
+def test_time_is_red_for_work_and_not_for_waiting(minutes, cpu, red):
+    outcome = run.Outcome("tiny", 1.0, 1500, minutes=minutes, cpu_minutes=cpu)
+    run.judge_budget(outcome)
+    assert outcome.red == red
+    assert outcome.notes or red
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere resident memory is all that is summed")
+def test_what_processes_share_is_counted_once_and_their_own_for_each():
+    code = (
+        "import os, sys, numpy as np; shared = np.ones(25_000_000); pids = [os.getpid()]; reader, writer = os.pipe()\n"
+        "for _ in range(2):\n"
+        "    pid = os.fork()\n"
+        "    if not pid:\n"
+        "        own = np.ones(5_000_000); os.write(writer, b'.'); sys.stdin.read(); os._exit(0)\n"
+        "    pids.append(pid)\n"
+        "os.read(reader, 1); os.read(reader, 1); print(*pids, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as tree:
+        pids = [int(pid) for pid in tree.stdout.readline().split()]
+        shares = sum(run.share(pid) for pid in pids) / 1e6
+        resident = sum(run.psutil.Process(pid).memory_info().rss for pid in pids) / 1e6
+        tree.stdin.close()
+    assert resident > 680
+    assert 280 < shares < 400  # 200 shared, 40 for each of two, and the interpreter
