@@ -203,6 +203,14 @@ def test_a_death_while_it_tidies_up_leaves_nothing(tokenizer, undisturbed, tmp_p
 # --- asked to stop ---------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C raises in these tests; a shell that started them with ``&`` had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def at_batch(monkeypatch, number, act):
     """Do something right after the update of a run's so-many-th batch, counted by what it reads."""
     step, seen = train_step, [0]
