@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -276,14 +277,20 @@ def test_hidden_files_of_a_folder_are_not_read(tmp_path, capsys):
     assert "149 documents" in capsys.readouterr().out
 
 
-def test_kill_stops_a_run_as_an_interrupt_does(tmp_path):
+@pytest.mark.parametrize("background", [False, True])
+def test_kill_stops_a_run_as_an_interrupt_does(tmp_path, background):
+    """A script's job in the background ignores Ctrl-C, which is for what stands in front; ``kill`` stops it."""
     source = write(tmp_path / "text.txt", "txt")
     command = [sys.executable, "-m", "sslcourse", "pretrain", "--text", source, "--out", tmp_path / "out", *SMALL[2:-2],
                "--minutes", "5", "--evaluations", "500"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if background else None
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=ignore)
     assert process.stdout.readline().startswith("149 documents")
     assert process.stdout.readline().startswith("step")  # so there is a checkpoint soon
+    if background:
+        process.send_signal(signal.SIGINT)
     time.sleep(1)
+    assert process.poll() is None
     process.terminate()
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
