@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import statistics
 import sys
 import tempfile
 import threading
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import papermill
 import psutil
 from nbclient import NotebookClient
@@ -36,8 +38,11 @@ from tqdm import tqdm
 from coursekit import build, claims, course, gate, seals
 
 SAMPLE_SECONDS = 0.2
+SHARE_SECONDS = 1.0  # between two looks at what processes share: each costs milliseconds per process
+SPEED_SECONDS = 30.0  # between two looks at how fast the machine is
 SLOW = 2.0  # this many times the work that the declared minutes hold is red
 CORES = 2  # that the declared minutes are for
+FIXED_WORK = 0.020  # seconds of `fixed_work` where the minutes were declared: an AMD EPYC of 2022, nothing beside it
 START_SECONDS = 120  # for a kernel to come up
 KERNEL_ARGUMENTS = ["--log-level=CRITICAL"]  # else it talks of plain TCP, and of the interrupt that ends it
 FAILURES = (PapermillExecutionError, CellExecutionError, CellTimeoutError, DeadKernelError)
@@ -54,6 +59,7 @@ class Outcome:
     minutes: float = 0.0
     peak_mb: float = 0.0  # resident memory of the kernel and its children, shared pages once, at its highest
     cpu_minutes: float = 0.0  # spent by the kernel and its children: the work, however long it had to wait
+    slowdown: float = 1.0  # of this machine during the run, beside that for which the minutes were declared
     held: int = 0
     claimed: int = 0
     passed: int = 0
@@ -77,33 +83,54 @@ def share(pid: int) -> int:
         return 0
 
 
+def fixed_work() -> float:
+    """Processor seconds that a small piece of work takes, always the same: how fast this machine is just now."""
+    began = time.thread_time()
+    total = 0
+    for number in range(200_000):
+        total += number * number % 7
+    np.sort(np.sin(np.arange(150_000.0)))
+    return time.thread_time() - began
+
+
 class Kernel(threading.Thread):
-    """Watch the memory of the processes that are started while it runs: the kernel and its children."""
+    """Watch the processes that are started while it runs, the kernel and its children: their memory and their work."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.peak_mb = 0.0
-        self._highest = 0
         self._cpu: dict[tuple[int, float], float] = {}  # a process's seconds, as last seen
+        self._speeds = [fixed_work()]
         self._before = {child.pid for child in psutil.Process().children(recursive=True)}
         self._stop_now = threading.Event()
 
     def run(self) -> None:
-        me = psutil.Process()
+        me, looked, timed, highest = psutil.Process(), 0.0, time.monotonic(), 0
         while not self._stop_now.wait(SAMPLE_SECONDS):
+            now = time.monotonic()
+            if now - timed > SPEED_SECONDS:
+                timed = now
+                self._speeds.append(fixed_work())
             resident, family = 0, [child for child in me.children(recursive=True) if child.pid not in self._before]
             for child in family:
                 with suppress(psutil.NoSuchProcess):  # it ended between the two lines
                     resident += child.memory_info().rss
                     spent = child.cpu_times()
                     self._cpu[child.pid, child.create_time()] = spent.user + spent.system
-            if resident > self._highest:  # the share is dear to read, and it is highest about where this is
-                self._highest = resident
+            news = resident > highest or now - looked > SHARE_SECONDS
+            if news and resident / 1e6 > self.peak_mb:  # else the shares, which add up to no more, are no new peak
+                looked, highest = now, max(highest, resident)
                 self.peak_mb = max(self.peak_mb, sum(share(child.pid) for child in family) / 1e6)
 
     @property
     def cpu_minutes(self) -> float:
+        """Processor time of all processes, what the last 0.2 s of each took left out."""
         return sum(self._cpu.values()) / 60
+
+    @property
+    def slowdown(self) -> float:
+        """How many times as long work takes here as where the minutes were declared; 1 on a faster machine."""
+        return max(1.0, statistics.median(self._speeds) / FIXED_WORK)
 
     def __enter__(self) -> Kernel:
         self.started = time.monotonic()
@@ -198,7 +225,7 @@ def new_outcome(notebook: NotebookNode, lesson: str, profile: str) -> Outcome:
 def patience(outcome: Outcome) -> int | None:
     """Seconds after which a cell is taken to hang: far beyond what would be red anyway."""
     endless = outcome.budget_minutes == float("inf")
-    return None if endless else int(60 * (5 + 2 * SLOW * outcome.budget_minutes))
+    return None if endless else int(60 * (20 + 10 * outcome.budget_minutes))
 
 
 def watch(outcome: Outcome, execute: Callable[[], Any], variables: dict[str, str | None]) -> None:
@@ -210,7 +237,7 @@ def watch(outcome: Outcome, execute: Callable[[], Any], variables: dict[str, str
             name = getattr(error, "ename", "") or type(error).__name__
             outcome.problems.append(f"a cell raised {name}" if isinstance(error, FAILURES[:2]) else f"{name}: {error}")
     outcome.minutes, outcome.peak_mb = kernel.minutes, kernel.peak_mb
-    outcome.cpu_minutes = kernel.cpu_minutes
+    outcome.cpu_minutes, outcome.slowdown = kernel.cpu_minutes, kernel.slowdown
 
 
 # -- judge -------------------------------------------------------------------------------------------------------------
@@ -259,13 +286,14 @@ def judge_claims(root: Path, record: claims.Ledger | None, outcome: Outcome, pro
 
 
 def too_slow(outcome: Outcome) -> bool:
-    """True if a lesson does more work than its minutes hold, not if it only waits for a busy machine.
+    """Whether a lesson does more work than its minutes hold, and not whether a slow or busy machine took longer for it.
 
-    Its processor time is the work: waiting does not add to it, and budgets are for ``CORES`` cores. Both the clock and
-    the processor must be over ``SLOW`` times the budget; the margin is for slower cores and for shared caches.
+    Work is processor time: waiting for a busy machine does not add to it. A slower machine needs more of it for the
+    same, as much as ``fixed_work`` says that was timed in the same run. Minutes are declared for ``CORES`` cores; the
+    margin of ``SLOW`` is for what a shared cache and a second thread on one core cost, and for a coarse look at both.
+    A lesson that idles is not told from one that waits; what hangs is ended by ``patience``.
     """
-    limit = SLOW * outcome.budget_minutes
-    return outcome.minutes > limit and outcome.cpu_minutes > CORES * limit
+    return outcome.cpu_minutes > SLOW * CORES * outcome.budget_minutes * outcome.slowdown
 
 
 def judge_budget(outcome: Outcome) -> None:
@@ -273,7 +301,9 @@ def judge_budget(outcome: Outcome) -> None:
         outcome.problems.append(f"over its memory budget: {outcome.peak_mb:.0f} MB of {outcome.budget_mb:.0f} MB")
     minutes = f"{outcome.minutes:.1f} of {outcome.budget_minutes:.1f} minutes"
     if too_slow(outcome):
-        outcome.problems.append(f"over {SLOW:g} times its minutes: {minutes}")
+        right = CORES * outcome.budget_minutes * outcome.slowdown
+        outcome.problems.append(f"over {SLOW:g} times its minutes: {minutes}; {outcome.cpu_minutes:.1f} of processor time "
+                                f"where {right:.1f} are right")  # fmt: skip
     elif outcome.minutes > outcome.budget_minutes:
         outcome.notes.append(f"over its minutes, as on a slow or busy machine: {minutes}")
 

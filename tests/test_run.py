@@ -70,7 +70,6 @@ def test_a_lesson_that_raises_leaves_what_was_stored(stored, capsys):
     [
         (0.9, 900, False, ""),
         (1.5, 900, False, "over its minutes"),
-        (2.1, 900, True, "over 2 times its minutes"),
         (0.9, 1001, True, "over its memory budget: 1001 MB of 1000 MB"),
     ],
 )
@@ -166,12 +165,65 @@ def test_pretrain_and_doctor_need_no_jupyter():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("minutes", "cpu", "red"), [(4.1, 1.9, False), (4.1, 6.0, True), (1.5, 6.0, False)])
-def test_time_is_red_for_work_and_not_for_waiting(minutes, cpu, red):
-    outcome = run.Outcome("tiny", 1.0, 1500, minutes=minutes, cpu_minutes=cpu)
+@pytest.mark.parametrize(
+    ("minutes", "cpu", "slowdown", "red"),
+    [
+        (4.1, 3.9, 1.0, False),  # it waited for a busy machine
+        (1.5, 4.1, 1.0, True),  # both cores and more of them, all the time
+        (30.0, 3.9, 1.0, False),
+        (9.0, 9.0, 3.0, False),  # a machine a third as fast needs three times the processor time
+        (9.0, 12.1, 3.0, True),
+    ],
+)
+def test_time_is_red_for_work_and_not_for_waiting(minutes, cpu, slowdown, red):
+    outcome = Outcome("tiny", 1.0, 1500, minutes=minutes, cpu_minutes=cpu, slowdown=slowdown)
     run.judge_budget(outcome)
     assert outcome.red == red
     assert outcome.notes or red
+
+
+BURN = "import time\nwhile time.process_time() < {}: pass"
+
+
+def worked(seconds: float, beside: int) -> Outcome:
+    """What is measured of a process that computes for so long, with so many others that do nothing else."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(beside)]
+    try:
+        with run.Kernel() as kernel:
+            subprocess.run([sys.executable, "-c", BURN.format(seconds) + "\ntime.sleep(0.5)"], check=True)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    return Outcome("tiny", 0.5 / 60, 1500, minutes=kernel.minutes, cpu_minutes=kernel.cpu_minutes,
+                   slowdown=kernel.slowdown)  # fmt: skip
+
+
+def test_a_busy_machine_warns_and_too_much_work_is_red():
+    """A budget of half a second for two cores: one second of work is right, and takes longer beside eight others."""
+    busy = worked(1.0, beside=8)
+    assert busy.cpu_minutes * 60 == pytest.approx(1.0, abs=0.3)  # a start, and what the last look missed
+    assert busy.minutes * 60 > 1.5  # or the machine was not busy
+    run.judge_budget(busy)
+    assert (busy.red, len(busy.notes)) == (False, 1)
+    much = worked(8.0, beside=0)  # four times as much, on a machine three times as slow still too much
+    much.slowdown = min(much.slowdown, 3.0)
+    run.judge_budget(much)
+    assert much.red
+    assert "over 2 times its minutes" in much.problems[0]
+
+
+def test_a_slower_machine_is_measured_in_the_same_run(monkeypatch):
+    def looked() -> float:
+        with run.Kernel() as kernel:
+            pass
+        return kernel.slowdown
+
+    monkeypatch.setattr(run, "FIXED_WORK", run.fixed_work())
+    here = looked()
+    work = run.fixed_work
+    monkeypatch.setattr(run, "fixed_work", lambda: sum(work() for _ in range(10)))
+    assert looked() > 3 * here  # ten times; three, since a look of twenty milliseconds may be off
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere resident memory is all that is summed")
