@@ -13,7 +13,7 @@ spec.loader.exec_module(drift)
 
 PROJECT = {
     "dependencies": ["torch>=2.11", "transformers>=5.17,<6"],
-    "optional-dependencies": {"lessons": ["seqeval >=1.2.2"], "test": ["pytest~=8.4"], "minilm": ["large>=1"]},
+    "optional-dependencies": {"lessons": ["peft >=1.2.2"], "test": ["pytest~=8.4"], "minilm": ["large>=1"]},
 }
 
 
@@ -31,8 +31,8 @@ def test_the_lock_of_this_course_is_read():
 
 
 def test_a_round_asks_for_ranges_or_for_the_newest():
-    assert drift.wanted(PROJECT, "within") == ["torch>=2.11", "transformers>=5.17,<6", "seqeval >=1.2.2", "pytest~=8.4"]
-    assert drift.wanted(PROJECT, "beyond") == ["torch", "transformers", "seqeval", "pytest"]
+    assert drift.wanted(PROJECT, "within") == ["torch>=2.11", "transformers>=5.17,<6", "peft >=1.2.2", "pytest~=8.4"]
+    assert drift.wanted(PROJECT, "beyond") == ["torch", "transformers", "peft", "pytest"]
 
 
 def test_the_report_names_what_moved_and_what_came_of_it():

@@ -453,9 +453,9 @@ def test_outside_a_clone_there_is_no_commit_to_install(tiny):
 
 
 def test_colabs_torch_and_kernel_stay_and_what_is_missing_is_pinned():
-    pins = "# the lock\nipykernel==7.4.0\npandas==3.1.1\nseqeval==1.2.2\ntorch==2.13.0\n"
+    pins = "# the lock\nipykernel==7.4.0\npandas==3.1.1\npeft==0.21.2\ntorch==2.13.0\n"
     held = colab.constraints(pins, {"torch": "2.14.0+cu130", "ipykernel": "6.17.1", "pandas": "2.2.2"}).splitlines()
-    assert held == ["torch==2.14.0+cu130", "ipykernel==6.17.1", "seqeval==1.2.2"]
+    assert held == ["torch==2.14.0+cu130", "ipykernel==6.17.1", "peft==0.21.2"]
 
 
 def test_the_half_that_runs_on_colab_needs_only_pythons_library():

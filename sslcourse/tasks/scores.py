@@ -6,7 +6,8 @@
     labels_worth                how many labels a score is worth, on a curve over numbers of labels
 
 Written out, because a score that nobody can read is believed too easily; each is tested against the library that is
-known for it (scikit-learn, seqeval, torchmetrics). How sure one may be of a mean over seeds says ``measure.intervals``.
+known for it (scikit-learn, nervaluate, torchmetrics). How sure one may be of a mean over seeds says
+``measure.intervals``.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
 def entity_score(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Score:
     """Whole entities: right only if start, end and type are. Summed over all sentences, then divided once.
 
-    Agrees with ``seqeval`` (a test compares).
+    Agrees with what ``nervaluate`` calls strict (a test compares).
     """
     same_length(gold=gold, predicted=predicted)
     correct = found = wanted = 0

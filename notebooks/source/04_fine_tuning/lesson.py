@@ -282,17 +282,18 @@ check("find_entities", find_entities)
 # <details><summary>Hint 3</summary>One more <code>O</code> behind the last tag closes what is still open.</details>
 
 # %% [markdown]
-# The package's scorer against `seqeval`, the library that papers use, on tags drawn at random:
+# The package's scorer against the library `nervaluate`, on tags drawn at random:
 
 # %%
-from seqeval.metrics import f1_score
+from nervaluate import Evaluator
 
 draw = random.Random(0)
 gold = [[draw.choice(["O", "O", "B-PER", "I-PER", "B-LOC", "I-LOC"]) for _ in range(12)] for _ in range(200)]
 guess = [[tag if draw.random() < 0.7 else draw.choice(["O", "B-PER", "I-LOC"]) for tag in row] for row in gold]
-ours, theirs = scores.entity_score(gold, guess).f1, f1_score(gold, guess)
+library = Evaluator(gold, guess, tags=["PER", "LOC"], loader="list").evaluate()
+ours, theirs = scores.entity_score(gold, guess).f1, library["overall"]["strict"].f1
 lesson.record("scorer-difference", abs(ours - theirs))
-print(f"scores.entity_score {ours:.6f}, seqeval {theirs:.6f}")
+print(f"scores.entity_score {ours:.6f}, nervaluate {theirs:.6f}")
 
 # %% [markdown]
 # ## What can be had without a network?
@@ -1252,7 +1253,7 @@ lesson.claims()
 # - Devlin et al. 2019, [BERT](https://arxiv.org/abs/1810.04805): one body, one head a task; tags on first pieces.
 # - Howard and Ruder 2018, [ULMFiT](https://arxiv.org/abs/1801.06146): label-efficiency curves, layer-wise rates.
 # - Tjong Kim Sang and De Meulder 2003, [CoNLL-2003](https://arxiv.org/abs/cs/0306050): scoring by entity;
-#   [seqeval](https://github.com/chakki-works/seqeval).
+#   [nervaluate](https://github.com/MantisAI/nervaluate) (`strict`).
 # - Rajpurkar et al. 2016, [SQuAD](https://arxiv.org/abs/1606.05250): exact match and F1 of answers.
 # - Zhou and Chen 2022, [relation markers](https://arxiv.org/abs/2102.01373): punctuation as markers.
 # - Hu et al. 2021, [LoRA](https://arxiv.org/abs/2106.09685); the [peft](https://github.com/huggingface/peft) library.
