@@ -13,6 +13,10 @@ BROWSER := $(VENV)/.ready-browser
 AXE := axe-core@4.14.1
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
+# The pip that a Python brings may be years old; this one comes first, so that all machines install by the same rules.
+NEWER_PIP := pip==26.3
+# Nothing is built on a learner's machine but this course itself, which is Python alone: a build can fail in many ways.
+INSTALL := $(PIP) install -qq --only-binary :all:
 
 # Jupyter finds the kernel of this environment before any that was registered for the user, so none need be.
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -82,20 +86,21 @@ $(READY): pyproject.toml constraints.txt
 	@echo "and call: make $(MAKECMDGOALS) TORCH_INDEX=<the CPU index shown on https://pytorch.org/get-started/locally/>"
 	@if test -e $(READY) && test "`cat $(READY)`" = "`pwd -P`" && $(PY) -m pip --version >/dev/null 2>&1; \
 	  then rm $(READY); else $(PYTHON) -m venv --clear $(VENV); fi
+	@$(INSTALL) $(NEWER_PIP)
 	@echo "1/2 $(TORCH)"
-	@$(PIP) install -qq $(TORCH) $${TORCH_INDEX:+--index-url "$$TORCH_INDEX"}
+	@$(INSTALL) $(TORCH) $${TORCH_INDEX:+--index-url "$$TORCH_INDEX"}
 	@echo "2/2 everything else, as constraints.txt pins it"
-	@$(PIP) install -qq -c constraints.txt -e '.[lessons,test]'
+	@$(INSTALL) -c constraints.txt -e '.[lessons,test]'
 	@pwd -P > $(READY)
 	@echo "Ready."
 
 # What only these targets need, installed at their first call. axe-core comes from npm and lies under build/.
 $(SITE): $(READY)
-	@$(PIP) install -qq -c constraints.txt -e '.[site]'
+	@$(INSTALL) -c constraints.txt -e '.[site]'
 	@touch $@
 
 $(BROWSER): $(READY)
-	@$(PIP) install -qq -c constraints.txt -e '.[browser]'
+	@$(INSTALL) -c constraints.txt -e '.[browser]'
 	@touch $@
 
 build/axe/node_modules/axe-core/axe.min.js:

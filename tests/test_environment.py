@@ -74,6 +74,32 @@ def test_installed_versions_equal_the_pins():
     assert not [str(need) for need in DIRECT if need.name not in CHOSEN and installed(need.name) is None]
 
 
+LOWEST = ("3.11.0", "3.12.0", "3.13.0")  # of each Python that README names: who has it may not have a later patch
+
+
+def pins_that_refuse(python_of_pin: dict[str, str | None]) -> list[str]:
+    """A line for each package and each of ``LOWEST`` that its ``Requires-Python`` leaves out."""
+    found = []
+    for name, needs in python_of_pin.items():
+        refused = [python for python in LOWEST if not SpecifierSet(needs or "").contains(python)]
+        found += [f"{name} needs Python {needs}, which {python} is not" for python in refused]
+    return found
+
+
+def test_every_pin_fits_the_lowest_python_of_each_version_that_readme_names():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(python.removesuffix(".0") in readme for python in LOWEST)
+    here = [name for name in PINS if installed(name) is not None]
+    assert not pins_that_refuse({name: importlib.metadata.metadata(name)["Requires-Python"] for name in here})
+
+
+def test_a_pin_that_needs_a_later_patch_is_found():
+    assert pins_that_refuse({"good": ">=3.10", "silent": None, "patch": ">=3.11.5", "old": "<3.13"}) == [
+        "patch needs Python >=3.11.5, which 3.11.0 is not",
+        "old needs Python <3.13, which 3.13.0 is not",
+    ]
+
+
 def installed(name: str) -> Version | None:
     try:
         return Version(Version(importlib.metadata.version(name)).public)
@@ -193,8 +219,10 @@ class TestMake:
         assert done.returncode == 0, done.stderr
         assert "190 MB" in done.stdout
         assert "TORCH_INDEX" in done.stdout
-        venv, torch, rest, lab = self.calls(copy)
+        venv, pip, torch, rest, lab = self.calls(copy)
         assert venv == "-m venv --clear .venv"
+        assert re.search(r" pip==[\d.]+$", pip)
+        assert all("--only-binary :all:" in call for call in (pip, torch, rest)), "nothing is built from source"
         assert torch.endswith(str(PINS["torch"]))
         assert rest.endswith("-c constraints.txt -e .[lessons,test]")
         assert lab == "-m sslcourse lab"
@@ -211,9 +239,9 @@ class TestMake:
 
     def test_torch_alone_comes_from_its_own_index(self, copy):
         make("gate", "PYTHON=./python", "TORCH_INDEX=https://index.example/cpu", folder=copy)
-        _, torch, rest, _ = self.calls(copy)
+        _, pip, torch, rest, _ = self.calls(copy)
         assert "--index-url https://index.example/cpu" in torch
-        assert "index" not in rest
+        assert "index" not in pip + rest
 
     def test_an_interrupted_installation_starts_again(self, copy):
         (copy / ".venv" / "bin").mkdir(parents=True)
@@ -314,7 +342,8 @@ def test_pip_cannot_be_called_behind_the_shims():
 def test_ci_runs_make_test_inside_the_cut():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "set -euo pipefail" in script
-    steps = ["\nmake .venv/.ready", "unshare --net", "prove_cut.py", "&& make test"]
+    steps = ["\nmake .venv/.ready", "make .venv/.ready PYTHON=", "prove_imports.py"]
+    steps += ["unshare --net", "prove_cut.py", "&& make test"]
     places = [script.index(step) for step in steps]
     assert places == sorted(places)
     for cache in ("HF_HOME", "HF_DATASETS_CACHE", "TORCH_HOME", "XDG_CACHE_HOME"):
