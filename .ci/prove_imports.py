@@ -26,6 +26,7 @@ def imported_by(source: str) -> set[str]:
 def main() -> int:
     lessons = sorted(ROOT.glob("notebooks/source/*/lesson.py"))
     names = set().union(*(imported_by(lesson.read_text(encoding="utf-8")) for lesson in lessons))
+    importlib.import_module("sslcourse.commands.library_warnings").hush()  # as lessons do: torchao says much
     for name in sorted(names):
         importlib.import_module(name)
     for name in ("coursekit", "sslcourse"):
