@@ -302,8 +302,8 @@ def judge_budget(outcome: Outcome) -> None:
     minutes = f"{outcome.minutes:.1f} of {outcome.budget_minutes:.1f} minutes"
     if too_slow(outcome):
         right = CORES * outcome.budget_minutes * outcome.slowdown
-        outcome.problems.append(f"over {SLOW:g} times its minutes: {minutes}; {outcome.cpu_minutes:.1f} of processor time "
-                                f"where {right:.1f} are right")  # fmt: skip
+        work = f"{outcome.cpu_minutes:.1f} of processor time, where {right:.1f} are right"
+        outcome.problems.append(f"over {SLOW:g} times its minutes: {minutes}, and {work}")
     elif outcome.minutes > outcome.budget_minutes:
         outcome.notes.append(f"over its minutes, as on a slow or busy machine: {minutes}")
 
