@@ -1,5 +1,7 @@
 """The cached encoder: made once, found again, kept apart by what made it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -72,6 +74,8 @@ def test_a_damaged_one_says_so(tmp_path):
 def test_the_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLCOURSE_CACHE", str(tmp_path))
     assert lesson_encoder.cache_folder() == tmp_path
+    monkeypatch.delenv("SSLCOURSE_CACHE")
+    assert lesson_encoder.cache_folder() == Path(__file__).resolve().parents[1] / "data" / "cache"  # in a checkout
 
 
 @pytest.mark.parametrize(
