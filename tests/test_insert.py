@@ -90,12 +90,16 @@ check("NAME", NAME)
 
 '''
 NAMES = {"toy_twice": 2, "toy_thrice": 3, "toy_fourfold": 4}
+ANSWERS = [
+    (2, True, "A number and itself are two times that number, which is what doubling means."),
+    (3, False, "That is three times the number: count how often it stands in the question."),
+    (1, False, "That is the number itself, once; the question has it two times."),
+]
 QUESTIONS = [
     {"question": f"What is {n} and {n}?", "type": "multiple_choice", "answers": [
-        {"answer": f"{2 * n}", "correct": True, "feedback": "Two times."},
-        {"answer": f"{3 * n}", "correct": False, "feedback": "Three times."},
-        {"answer": f"{n}", "correct": False, "feedback": "Once."},
-    ]} for n in (2, 3, 5, 7, 9)
+        {"answer": f"{times * n}", "correct": right, "feedback": why}
+        for times, right, why in (*ANSWERS[n % 3:], *ANSWERS[: n % 3])
+    ]} for n in range(10, 15)
 ]  # fmt: skip
 CLAIMS = "\n".join(
     f'[[claim]]\nid = "toy-{name}"\nstatement = "The {name}"\nunit = "1"\nvalue = {value}\ntolerance = 0\n'
@@ -121,7 +125,37 @@ BLIND = '"""Blind answers."""\n\nWRONG = {\n' + "".join(
     for name, factor in NAMES.items()
 ) + "}\n"  # fmt: skip
 STUCK = "# If you are stuck in lesson @toy\n\n- `the product`: it is another number. *What is twice one?*\n"
-TEACHING = "# Toy\n\nAs lesson @mlm_pretraining, shorter. @toy_twice first.\n"
+TEACHING = """# @toy · A toy
+
+As lesson @mlm_pretraining, shorter.
+
+## Timing
+
+Ten minutes.
+
+## Misconceptions to expect
+
+| what they believe | what to ask | who shows it |
+|---|---|---|
+ROWS
+## Board sketches
+
+A line from two to four.
+
+## Questions for discussion
+
+What is twice nothing?
+
+## Exercises
+
+EXERCISES
+
+## If the machines are weak
+
+They will do.
+""".replace("ROWS", "".join(f"| twice is more | what is twice one | @{name} `1`, `2` |\n" for name in NAMES)).replace(
+    "EXERCISES", "\n".join(f"- @{name}: a minute." for name in NAMES))  # fmt: skip
+CHEATSHEET = "# @toy · Toy\n\n```python\nfrom coursekit import check\n\nprint(2 * 21)\n```\n"
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +172,7 @@ def course(tmp_path_factory):
     exercises = "".join(EXERCISE.replace("NAME", name).replace("FACTOR", str(by)) for name, by in NAMES.items())
     files = {"lesson.py": LESSON.replace("EXERCISES", exercises), "graders.py": GRADERS, "mutants.py": WRONG,
              "blind.py": BLIND, "claims.toml": CLAIMS, "quiz.json": json.dumps(QUESTIONS), "teaching.md": TEACHING,
-             "cheatsheet.md": "# Toy\n\n`2 * x`\n", "stuck.md": STUCK}  # fmt: skip
+             "cheatsheet.md": CHEATSHEET, "stuck.md": STUCK}  # fmt: skip
     for name, text in files.items():
         (toy / name).write_text(text, encoding="utf-8")
     assert asked(root, "-m", "coursekit", "build").returncode == 0  # the others take their notebooks along
