@@ -1,8 +1,7 @@
 """Everything that can be judged without running a lesson: ``gate``.
 
-    lint     a source that lacks a part of a lesson's anatomy, types a measured number by hand, names no lesson, or says
-             another number of seeds than it has
-    drift    a committed notebook that differs from what its source and the ledger make now, or stores what it must not
+    lint     a source that lacks a part of a lesson's anatomy, or says a number that is typed by hand or wrong
+    drift    a committed notebook that is not what its source and the ledger make now, or stores what it must not
     claims   stored runs that are stale or out of bounds (``claims.problems``)
     seals    a measured figure that was edited (``seals.broken``); one in an output is told with drift
 """
